@@ -1,0 +1,32 @@
+"""quickprefill: long videos through stock Hugging Face video LLMs, prefilled by groups into a pruned cache.
+
+    quickprefill.apply(model, keep=0.5)     # the same model.generate(...) as before
+    quickprefill.remove(model)
+
+Importing changes nothing. Shapes, throughout the package: B batch, S sequence columns, T temporal slices, N video
+tokens of a group, H query heads, K key-value heads, D head dimension, C hidden size, W wanted columns.
+"""
+
+from quickprefill.apply import apply, patched, remove, report
+from quickprefill.config import QuickPrefillConfig
+from quickprefill.errors import CacheError, ConfigError, InputError, QuickPrefillError, UnsupportedModelError
+from quickprefill.models import FAMILIES
+from quickprefill.policies import POLICIES
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FAMILIES",
+    "POLICIES",
+    "CacheError",
+    "ConfigError",
+    "InputError",
+    "QuickPrefillConfig",
+    "QuickPrefillError",
+    "UnsupportedModelError",
+    "__version__",
+    "apply",
+    "patched",
+    "remove",
+    "report",
+]

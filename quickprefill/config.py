@@ -1,0 +1,207 @@
+"""QuickPrefillConfig: the dials of a patch, checked when built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quickprefill.errors import ConfigError
+from quickprefill.policies import POLICIES, Policy
+
+__all__ = ["QuickPrefillConfig"]
+
+_DEFAULT_KEEP = 0.5
+
+
+@dataclass(frozen=True)
+class QuickPrefillConfig:
+    """How a video is prefilled. The first five fields are the ones to know.
+
+    >>> QuickPrefillConfig(keep=0.25, group_frames=32).policies
+    (KeyNorm(largest=False, per_head=False),)
+
+    Raises:
+        ConfigError: a value is outside its range, or two values do not go together.
+    """
+
+    keep: float | None = None
+    """Share of each group's video tokens whose keys and values stay in every layer's cache, 0 < keep <= 1. At 1 the
+    answers are the stock model's. None: 0.5, or 1 where `keep_tokens` or a policy without a score sets the budget."""
+    keep_tokens: int | None = None
+    """At most this many of each group's video tokens stay. Given together with `keep`, the smaller budget holds."""
+    group_frames: int = 16
+    """Video frames prefilled at a time; even, because the vision tower merges two frames into one temporal slice."""
+    policy: str | Policy | Sequence[str | Policy] = "key_norm"
+    """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage."""
+    progress: bool = False
+    """Show a progress bar over groups."""
+    first_layer: int = 0
+    """The first decoder layer whose cache is pruned; earlier ones keep everything (QuickVideo)."""
+    layer_decay: Literal["linear"] | float | None = None
+    """A smaller budget for deeper layers (QuickVideo): "linear" from all of it in layer 0 towards none behind the last
+    layer, or a factor 0 < f < 1 per layer. A layer always keeps at least one token."""
+    progressive_from: int | None = None
+    """From this layer on dropped tokens leave the hidden states too, so that later layers are cheaper (QuickVideo)."""
+    see_past: bool = True
+    """False: a group sees neither the groups nor the text before it (QuickVideo's non-adaptive attention)."""
+    prune_text: bool = False
+    """Also prune the text behind the last video, by the same score and share (QuickVideo)."""
+
+    def __post_init__(self) -> None:
+        policies = self.policies
+        if self.keep is None:
+            scored = any("score" in policy.stages for policy in policies)
+            object.__setattr__(self, "keep", _DEFAULT_KEEP if scored and self.keep_tokens is None else 1.0)
+        _check_share(self.keep)
+        _check_whole("keep_tokens", self.keep_tokens, least=1, optional=True)
+        _check_whole("group_frames", self.group_frames, least=2, step=2)
+        _check_whole("first_layer", self.first_layer, least=0)
+        _check_whole("progressive_from", self.progressive_from, least=0, optional=True)
+        decay = self.layer_decay
+        if decay is not None and decay != "linear" and (isinstance(decay, str) or not 0 < decay < 1):
+            raise ConfigError(f'layer_decay must be None, "linear" or a factor 0 < f < 1 per layer, got {decay!r}')
+        _check_stages(policies)
+        self._check_together(policies)
+
+    def _check_together(self, policies: tuple[Policy, ...]) -> None:
+        scorer = self.scorer
+        budget = self.keep != 1.0 or self.keep_tokens is not None or self.layer_decay is not None
+        if scorer is None and (budget or self.prune_text or self.progressive_from is not None):
+            names = [policy.name for policy in policies]
+            raise ConfigError(f"a budget below all tokens needs a policy that scores, such as key_norm, beside {names}")
+        if self.progressive_from is not None and self.progressive_from < self.first_layer:
+            raise ConfigError(
+                f"progressive_from must be >= first_layer ({self.first_layer}): a token leaves the hidden states where "
+                f"it is pruned; got {self.progressive_from}"
+            )
+        if getattr(scorer, "per_head", False) and self.progressive_from is not None:
+            raise ConfigError(
+                "per_head=True keeps other tokens in every head, so none can leave the hidden states; "
+                "use progressive_from=None"
+            )
+        if self.prune_text and scorer is not None and scorer.uses_question:
+            raise ConfigError(
+                f"prune_text=True cannot score the question by itself; use a policy other than {scorer.name}"
+            )
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise ConfigError if a layer index lies outside a model of `num_layers` decoder layers."""
+        selector = self.policy_for("select")
+        named = {"first_layer": self.first_layer, "progressive_from": self.progressive_from}
+        if selector is not None:
+            named[f"{type(selector).__name__}.layer"] = getattr(selector, "layer", None)
+        for name, layer in named.items():
+            if layer is not None and layer >= num_layers:
+                raise ConfigError(f"{name} must be below the model's {num_layers} decoder layers, got {layer}")
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies as objects."""
+        given = [self.policy] if isinstance(self.policy, str | Policy) else list(self.policy or ())
+        for policy in given:
+            if not isinstance(policy, Policy) and policy not in POLICIES:
+                raise ConfigError(f"policy must be one of {sorted(POLICIES)} or a Policy object, got {policy!r}")
+        if not given:
+            raise ConfigError(f"policy must name at least one of {sorted(POLICIES)}, got {self.policy!r}")
+        return tuple(policy if isinstance(policy, Policy) else POLICIES[policy]() for policy in given)
+
+    def policy_for(self, stage: str) -> Policy | None:
+        """The policy that takes a stage of STAGES, if any."""
+        return next((policy for policy in self.policies if stage in policy.stages), None)
+
+    @property
+    def scorer(self) -> Policy | None:
+        """The policy that scores cached tokens."""
+        return self.policy_for("score")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in types that JSON can hold; a policy object becomes its name and options."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["policy"] = _policy_to_dict(self.policy)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QuickPrefillConfig:
+        """Inverse of `to_dict`. Raises ConfigError on an unknown field or policy."""
+        allowed = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(allowed))
+        if unknown:
+            raise ConfigError(f"unknown field {', '.join(map(repr, unknown))}; the fields are {allowed}")
+        if "policy" in values:
+            values = {**values, "policy": _policy_from_dict(values["policy"])}
+        return cls(**values)
+
+    @classmethod
+    def from_lvu(cls, **lvu_options: Any) -> QuickPrefillConfig:
+        """The config that does what QuickVideo's LVUConfig(**lvu_options) asks for; README has the table of names.
+
+        >>> QuickPrefillConfig.from_lvu(top_k=64, video_group_size=16).keep_tokens
+        64
+
+        Raises:
+            ConfigError: no such field or score, or a score that never worked in the original.
+        """
+        from quickprefill.lvu import options_from_lvu
+
+        return cls(**options_from_lvu(lvu_options))
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> QuickPrefillConfig:
+        """Inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+
+def _policy_to_dict(policy: Any) -> Any:
+    if isinstance(policy, str):
+        return policy
+    return policy.to_dict() if isinstance(policy, Policy) else [_policy_to_dict(item) for item in policy]
+
+
+def _policy_from_dict(policy: Any) -> Any:
+    if isinstance(policy, list | tuple):
+        return tuple(_policy_from_dict(item) for item in policy)
+    if not isinstance(policy, dict):
+        return policy
+    options = dict(policy)
+    name = options.pop("name", None)
+    if name not in POLICIES:
+        raise ConfigError(f"policy name must be one of {sorted(POLICIES)}, got {name!r}")
+    return POLICIES[name].from_dict(options)
+
+
+def _check_stages(policies: tuple[Policy, ...]) -> None:
+    for policy in policies:
+        if not policy.stages:
+            raise ConfigError(f"{policy!r} defines none of compress(), select() and score(); a policy needs one")
+    for stage in ("compress", "select", "score"):
+        names = [policy.name for policy in policies if stage in policy.stages]
+        if len(names) > 1:
+            raise ConfigError(f"only one policy of a tuple may {stage}, got {names}")
+    taken = {stage for policy in policies for stage in policy.stages}
+    if {"select", "score"} <= taken:
+        names = [policy.name for policy in policies]
+        raise ConfigError(
+            f"select() and score() would prune the same caches twice, got {names}; switch one off, as with "
+            "PruneVid(select_tokens=False)"
+        )
+
+
+def _check_share(keep: object) -> None:
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1 or math.isnan(keep):
+        raise ConfigError(f"keep must be a number with 0 < keep <= 1 (the share that stays), got {keep!r}")
+
+
+def _check_whole(name: str, value: object, *, least: int, step: int = 1, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or value % step:
+        kind = "an even integer" if step == 2 else "an integer"
+        raise ConfigError(f"{name} must be {'None or ' if optional else ''}{kind} >= {least}, got {value!r}")

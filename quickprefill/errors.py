@@ -1,0 +1,30 @@
+"""Every error of this package.
+
+QuickPrefillError
+├── ConfigError            a value of QuickPrefillConfig or of a policy that is out of range (also a ValueError)
+├── UnsupportedModelError  a model, or a version of it, that no family covers (also a TypeError)
+├── InputError             prompt, grids and pixels that do not fit together (also a ValueError)
+└── CacheError             an operation that a pruned cache cannot do (also a RuntimeError)
+"""
+
+__all__ = ["CacheError", "ConfigError", "InputError", "QuickPrefillError", "UnsupportedModelError"]
+
+
+class QuickPrefillError(Exception):
+    """Base of every error raised by quickprefill."""
+
+
+class ConfigError(QuickPrefillError, ValueError):
+    """A configuration value outside its allowed range; the message names the range."""
+
+
+class UnsupportedModelError(QuickPrefillError, TypeError):
+    """A model that no family covers, or one that lacks a seam which the patch needs."""
+
+
+class InputError(QuickPrefillError, ValueError):
+    """Placeholders in the prompt that do not match the videos or images given with it."""
+
+
+class CacheError(QuickPrefillError, RuntimeError):
+    """An operation on a pruned cache that would need tokens which are no longer stored."""

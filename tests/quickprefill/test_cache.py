@@ -1,0 +1,169 @@
+"""PrunedLayer against lists of token numbers: key j of a layer holds the number j everywhere."""
+
+import pytest
+import torch
+
+from quickprefill import CacheError
+from quickprefill.batch import merge_rows, stored_attention_mask
+from quickprefill.cache import PrunedLayer
+
+
+def states(first, last, batch=1, heads=2, dim=3):
+    """Keys and values of tokens [first, last)."""
+    numbers = torch.arange(first, last, dtype=torch.float32).view(1, 1, -1, 1)
+    keys = numbers.expand(batch, heads, -1, dim).clone()
+    return keys, -keys
+
+
+def numbers(layer, row=0):
+    assert torch.equal(layer.values, -layer.keys)
+    assert (layer.keys == layer.keys[:, :1, :, :1]).all()
+    return layer.keys[row, 0, :, 0].tolist()
+
+
+def filled(*lengths, capacity=0):
+    layer, start = PrunedLayer(capacity), 0
+    for length in lengths:
+        layer.update(*states(start, start + length))
+        start += length
+    return layer
+
+
+def test_update_appends_and_returns_everything_stored():
+    layer = filled(3)
+    keys, values = layer.update(*states(3, 5))
+    assert keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(values, -keys)
+    assert (layer.get_seq_length(), layer.stored_length) == (5, 5)
+    assert layer.stored_bytes == 2 * 2 * 5 * 3 * 4
+
+
+def test_prune_keeps_the_logical_length():
+    layer = filled(2, 4)
+    layer.prune(4, torch.tensor([1, 3]))
+    assert numbers(layer) == [0, 1, 3, 5]
+    assert (layer.get_seq_length(), layer.stored_length) == (6, 4)
+    assert layer.get_mask_sizes(3) == (7, 2)
+    layer.update(*states(6, 8))
+    assert numbers(layer) == [0, 1, 3, 5, 6, 7]
+    assert layer.get_seq_length() == 8
+
+
+def test_planned_capacity_is_never_copied():
+    layer = filled(4, capacity=10)
+    address = layer.keys.data_ptr()
+    for start in (4, 6, 8):
+        layer.update(*states(start, start + 2))
+    assert layer.keys.data_ptr() == address
+    layer.update(*states(10, 11))
+    assert layer.keys.data_ptr() != address
+    assert numbers(layer) == list(range(11))
+
+
+def test_decoding_past_the_capacity_copies_rarely():
+    layer, addresses = filled(4, capacity=4), set()
+    for token in range(4, 400):
+        layer.update(*states(token, token + 1))
+        addresses.add(layer.keys.data_ptr())
+    assert numbers(layer) == list(range(400))
+    assert len(addresses) <= 3
+
+
+def test_crop_of_generated_tokens():
+    layer = filled(2, 4)
+    layer.prune(4, torch.tensor([0]))
+    layer.update(*states(6, 9))
+    layer.crop(-2)
+    assert numbers(layer) == [0, 1, 2, 6]
+    assert layer.get_seq_length() == 7
+    layer.crop(0)
+    assert layer.get_seq_length() == 7
+
+
+def test_crop_into_pruned_tokens_fails():
+    layer = filled(2, 4)
+    layer.prune(4, torch.tensor([0]))
+    layer.update(*states(6, 7))
+    with pytest.raises(CacheError, match="cannot crop 2 tokens: only the last 1"):
+        layer.crop(-2)
+    with pytest.raises(CacheError, match="negative integer"):
+        layer.crop(3)
+    with pytest.raises(CacheError, match="cannot prune the last 9 of 4"):
+        layer.prune(9, torch.tensor([0]))
+
+
+def test_batch_operations_of_beam_search():
+    layer = PrunedLayer()
+    keys, values = states(0, 4, batch=2)
+    keys[1] += 10
+    layer.update(keys, -keys)
+    layer.batch_repeat_interleave(2)
+    assert [numbers(layer, row)[0] for row in range(4)] == [0, 0, 10, 10]
+    layer.reorder_cache(torch.tensor([3, 0, 0, 2]))
+    assert [numbers(layer, row)[0] for row in range(4)] == [10, 0, 0, 10]
+    layer.batch_select_indices(torch.tensor([1, 3]))
+    assert [numbers(layer, row)[0] for row in range(2)] == [0, 10]
+    layer.update(*states(4, 5, batch=2))
+    assert numbers(layer, 1) == [10, 11, 12, 13, 4]
+
+
+def test_reset_forgets_everything():
+    layer = filled(2, 4)
+    layer.prune(4, torch.tensor([0]))
+    layer.reset()
+    assert layer.get_seq_length() == layer.stored_length == layer.stored_bytes == 0
+    layer.update(*states(0, 2))
+    assert numbers(layer) == [0, 1]
+
+
+def test_a_continued_layer_leaves_the_old_one_alone():
+    layer = filled(3, capacity=8)
+    continued = PrunedLayer.adopt(layer, capacity=20)
+    continued.update(*states(3, 6))
+    continued.prune(3, torch.tensor([2]))
+    assert numbers(continued) == [0, 1, 2, 5]
+    assert numbers(layer) == [0, 1, 2]
+    assert layer.get_seq_length() == 3
+
+
+def merged_batch():
+    """Two prompts in 8 columns: one of 8 tokens that stored 6, one of 5 tokens (3 of padding) that stored 4."""
+    long, short = filled(2, 6), filled(5)
+    long.prune(6, torch.tensor([0, 1, 2, 5]))
+    short.prune(3, torch.tensor([0, 2]))
+    return merge_rows([long, short], [0, 1, 0], logical_length=8)
+
+
+def test_merge_rows_aligns_on_the_right():
+    layer = merged_batch()
+    assert numbers(layer, 0) == numbers(layer, 2) == [0, 1, 2, 3, 4, 7]
+    assert numbers(layer, 1) == [0, 0, 0, 1, 2, 4]
+    assert layer.prefill_mask.tolist() == [[True] * 6, [False, False, True, True, True, True], [True] * 6]
+    assert (layer.get_seq_length(), layer.stored_length) == (8, 6)
+
+
+def test_mask_of_a_merged_batch():
+    layer = merged_batch()
+    layer.update(*states(8, 9, batch=3))
+    caller = torch.tensor([[1] * 10, [0] * 3 + [1] * 7, [1] * 10])  # 8 prefilled, 1 generated, 1 in this forward
+    mask = stored_attention_mask(layer, caller, query_length=1)
+    assert mask.shape == (3, 10)
+    key_count, offset = layer.get_mask_sizes(1)
+    assert mask[:, offset : offset + key_count].tolist() == [[1] * 8, [0, 0, 1, 1, 1, 1, 1, 1], [1] * 8]
+    assert torch.equal(stored_attention_mask(layer, None, 1).int(), mask.int())
+
+
+def test_mask_follows_the_rows_and_the_crop():
+    layer = merged_batch()
+    layer.reorder_cache(torch.tensor([1, 0, 1]))
+    assert layer.prefill_mask[:, 0].tolist() == [False, True, False]
+    layer.crop(0)
+    caller = torch.ones(3, 9, dtype=torch.long)
+    assert stored_attention_mask(layer, caller, 1)[:, 2].tolist() == [0, 1, 0]
+
+
+def test_mask_of_a_single_unpadded_prompt_is_none():
+    layer = merge_rows([filled(4)], [0], logical_length=4)
+    assert stored_attention_mask(layer, None, 1) is None
+    ones = torch.ones(1, 5, dtype=torch.long)
+    assert torch.equal(stored_attention_mask(layer, ones, 1), ones)

@@ -1,0 +1,55 @@
+"""PendingVideo: slices on demand, and the whole features for anything that treats it as a tensor."""
+
+import copy
+
+import torch
+
+from quickprefill.groups import Grid
+from quickprefill.video import PendingVideo
+
+
+def pending(slices=3):
+    calls = []
+
+    def encode(rows, count):
+        calls.append((tuple(rows.shape), count))
+        return rows.view(count * 2, 2, 4).sum(1)  # two patches to a token, two tokens to a slice
+
+    pixels = torch.arange(slices * 4 * 4, dtype=torch.float32).view(slices * 4, 4)
+    return PendingVideo(pixels, Grid(slices, 1, 2), encode), calls
+
+
+def test_slices_are_encoded_when_asked_for():
+    video, calls = pending()
+    assert len(video) == 6
+    assert calls == []
+    part = video.encode(1, 3)
+    assert calls == [((8, 4), 2)]
+    assert torch.equal(part, video.features()[2:])
+
+
+def test_torch_functions_see_the_features():
+    video, calls = pending()
+    other, _ = pending()
+    both = torch.cat([video, other], dim=0)
+    assert torch.equal(both, torch.cat([video.features(), other.features()]))
+    assert video.reshape(-1).shape == (24,)
+    assert video.shape == (6, 4)
+    assert len(calls) == 1, "encoded once"
+
+
+def test_moving_and_copying_encode_nothing():
+    video, calls = pending()
+    assert video.to("cpu") is video
+    assert copy.deepcopy([video])[0] is video
+    assert "slices=3" in repr(video)
+    assert calls == []
+
+
+def test_same_as_compares_pixels():
+    video, _ = pending()
+    twin, _ = pending()
+    assert video.same_as(twin)
+    twin.pixels[0, 0] += 1
+    assert not video.same_as(twin)
+    assert not video.same_as(pending(2)[0])
