@@ -1,0 +1,46 @@
+"""quickdecode: read the frames that a video model asks for, on every core, straight to the size it wants.
+
+    probe(source)                 what is in the file
+    read_video(source, ...)       frames as a (T, 3, H, W) uint8 tensor; read_videos for several sources
+    stream_video(source, ...)     the same frames, a few at a time, in order
+    register() / unregister()     serve other libraries with the above, and stop doing so
+
+The modules follow the data: source -> index -> probe -> sample -> plan -> fill -> decode -> picture.
+Importing this package changes nothing outside it.
+"""
+
+from .errors import (
+    DecodeError,
+    HostError,
+    LimitError,
+    QuickDecodeError,
+    ReadTimeoutError,
+    RequestError,
+    SourceError,
+)
+from .hosts import register, unregister
+from .limits import Limits
+from .probe import VideoInfo, probe
+from .read import DecodedVideo, read_video, read_videos
+from .stream import FrameBlock, VideoStream, stream_video
+
+__all__ = [
+    "DecodeError",
+    "DecodedVideo",
+    "FrameBlock",
+    "HostError",
+    "LimitError",
+    "Limits",
+    "QuickDecodeError",
+    "ReadTimeoutError",
+    "RequestError",
+    "SourceError",
+    "VideoInfo",
+    "VideoStream",
+    "probe",
+    "read_video",
+    "read_videos",
+    "register",
+    "stream_video",
+    "unregister",
+]

@@ -1,0 +1,249 @@
+"""Look into a file: stream facts, the first picture, and how its frames are numbered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from threading import Event, Lock
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from .errors import SourceError, translated
+from .index import FrameIndex, PacketLog, Way, table_index
+from .limits import DEFAULT_LIMITS, Limits
+from .pool import Cancelled
+from .sequential import all_frames, video_stream
+from .skip import skips_unreferenced
+from .source import Source, VideoSource, resolve
+
+CACHED_FILES = 8
+"""An hour of video takes some 3 MB here."""
+FALLBACK_FPS = Fraction(25)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts about a file's video stream. Sizes are those of the frames as delivered, rotation applied."""
+
+    name: str
+    container: str
+    codec: str
+    pixel_format: str
+    height: int
+    width: int
+    rotation: int
+    """Degrees by which stored pictures are turned counter-clockwise for display: 0, 90, 180 or 270."""
+    num_frames: int
+    """Frames that a sequential decode yields, hidden edit-list frames not counted."""
+    fps: float
+    """Average frames per second."""
+    duration_seconds: float
+    """From the start of the first frame to the end of the last."""
+    begin_seconds: float
+    """Time of the first frame on the container's clock; quickdecode's own clock starts there."""
+    num_keyframes: int | None
+    """None when frames are counted."""
+    counted: str | None = None
+    """Why frames have to be counted by decoding from the start; None when they are found by key frame."""
+
+
+@dataclass(frozen=True, repr=False)
+class Media:
+    """A resolved source with everything that planning needs."""
+
+    source: Source
+    info: VideoInfo
+    way: Way
+    index: FrameIndex | None
+    """None when frames must be counted."""
+    seconds: npt.NDArray[np.float64]
+    """(num_frames,) start of every frame, the first being 0."""
+    skips_unreferenced: bool
+    """Whether pictures that nothing refers to may be left out of decoding."""
+    damaged: bool = False
+    """Whether counting met errors; what a decoder makes of them depends on its number of threads."""
+
+
+def probe(source: VideoSource, *, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
+    """Number of frames, size, rate and duration of a video, mostly without decoding more than its first frame.
+
+    Raises SourceError if the source is missing, empty, damaged, not a video, or has no video stream; LimitError
+    if it is larger than `limits`.
+
+    >>> probe("talk.mp4").num_frames  # doctest: +SKIP
+    18000
+    """
+    return inspect(resolve(source, limits=limits), limits=limits).info
+
+
+_cache: OrderedDict[tuple[object, ...], Media] = OrderedDict()
+_cache_lock = Lock()
+_NEVER_SET = Event()
+
+
+def inspect(
+    source: Source,
+    *,
+    at_least: Way = Way.TABLE,
+    why: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    stop: Event = _NEVER_SET,
+) -> Media:
+    """The Media of `source`, from the cache if the file did not change.
+
+    `at_least` rules out the cheaper ways of numbering frames, `why` being what was wrong with them.
+    """
+    identity = source.identity()
+    key = None if identity is None else (*identity, at_least)
+    with _cache_lock:
+        media = _cache.get(key) if key is not None else None
+    if media is None:
+        media = _inspect(source, at_least, why, limits, stop)
+        if key is not None:
+            _remember(key, media)
+    limits.check_size(source.name, media.info.height, media.info.width)
+    limits.check_duration(source.name, media.info.duration_seconds)
+    return media
+
+
+def _remember(key: tuple[object, ...], media: Media) -> None:
+    with _cache_lock:
+        _cache[key] = media
+        while len(_cache) > CACHED_FILES:
+            _cache.popitem(last=False)
+
+
+def _inspect(source: Source, at_least: Way, why: str | None, limits: Limits, stop: Event) -> Media:
+    with source.open() as container, translated(source.name, "reading it"):
+        stream = video_stream(container, source.name)
+        limits.check_size(source.name, stream.codec_context.height, stream.codec_context.width)
+        stream.codec_context.thread_count = 1
+        scan = _Scan(container, stream, source.name, stop)
+        index: FrameIndex | str | None = None
+        if at_least == Way.TABLE:
+            index = table_index(stream, container.format.name, scan.first.pts or 0, source.size)
+        way = Way.PACKETS if index is None else Way.TABLE
+        if index is None:
+            index = scan.to_the_end().index(container.format.name, stream.codec_context.name)
+        facts = _facts(container, stream, scan.first)
+    if at_least == Way.COUNTING and not isinstance(index, str):
+        index = why or "asked for"
+    if isinstance(index, str):
+        return _counted(source, facts, index, stop)
+    base = facts["time_base"]
+    duration = float((index.end_pts - int(index.frame_pts[0])) * base)
+    return _media(source, facts, way, index, index.frame_pts, base, duration)
+
+
+class _Scan:
+    """One pass over the packets: as far as the first frame, and on to the end only if that is asked for."""
+
+    def __init__(self, container: Any, stream: Any, name: str, stop: Event) -> None:
+        self._log = PacketLog()
+        self._packets = container.demux(stream)
+        self._stop = stop
+        self.first: Any = self._first_frame()
+        if self.first is None:
+            raise SourceError(f"{name}: no video frame can be decoded; the file is damaged or truncated.")
+
+    def _first_frame(self) -> Any | None:
+        for packet in self._packets:
+            self._add(packet)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:  # a recording may start in the middle of a group of pictures
+                continue
+            if frames:
+                return frames[0]
+        return None
+
+    def to_the_end(self) -> PacketLog:
+        for packet in self._packets:
+            self._add(packet)
+        return self._log
+
+    def _add(self, packet: Any) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        if packet.size:
+            self._log.add(packet)
+
+
+def _facts(container: Any, stream: Any, first: Any) -> dict[str, Any]:
+    """Everything that must be read while the container is open: its streams' memory goes away with it."""
+    rate = stream.average_rate or stream.guessed_rate
+    codec = str(stream.codec_context.name)
+    return {
+        "container": str(container.format.name),
+        "codec": codec,
+        "pixel_format": str(first.format.name),
+        "height": int(first.height),
+        "width": int(first.width),
+        "rotation": round(first.rotation / 90) * 90 % 360,
+        "time_base": Fraction(stream.time_base),
+        "rate": Fraction(rate) if rate and rate > 0 else FALLBACK_FPS,
+        "skips": skips_unreferenced(codec, stream.codec_context.extradata),
+    }
+
+
+def _counted(source: Source, facts: dict[str, Any], why: str, stop: Event) -> Media:
+    """Decode the whole file once, keeping nothing but times."""
+    times: list[int | None] = []
+    errors: list[Exception] = []
+    with source.open() as container, translated(source.name, "counting its frames"):
+        stream = video_stream(container, source.name)
+        stream.codec_context.thread_count = 1
+        for frame in all_frames(container, stream, stop, tolerant=True, errors=errors):
+            times.append(frame.pts)
+    if not times:
+        raise SourceError(f"{source.name}: no video frame can be decoded; the file is damaged or truncated.")
+    known = [time for time in times if time is not None]
+    pts, base = np.arange(len(times), dtype=np.int64), 1 / facts["rate"]
+    last = 1
+    if len(known) == len(times) and all(a < b for a, b in zip(known, known[1:], strict=False)):
+        pts, base = np.array(known, np.int64), facts["time_base"]
+        last = int(np.median(np.diff(pts))) if len(pts) > 1 else max(round(1 / facts["rate"] / base), 1)
+    duration = float((int(pts[-1]) - int(pts[0]) + last) * base)
+    media = _media(source, facts, Way.COUNTING, None, pts, base, duration, why)
+    return replace(media, damaged=bool(errors))
+
+
+def _media(
+    source: Source,
+    facts: dict[str, Any],
+    way: Way,
+    index: FrameIndex | None,
+    pts: npt.NDArray[np.int64],
+    base: Fraction,
+    duration: float,
+    counted: str | None = None,
+) -> Media:
+    turned = facts["rotation"] in (90, 270)
+    seconds = (pts - pts[0]) * base.numerator / base.denominator
+    info = VideoInfo(
+        name=source.name,
+        container=facts["container"],
+        codec=facts["codec"],
+        pixel_format=facts["pixel_format"],
+        height=facts["width"] if turned else facts["height"],
+        width=facts["height"] if turned else facts["width"],
+        rotation=facts["rotation"],
+        num_frames=len(pts),
+        fps=_average_fps(len(pts), duration, facts["rate"]),
+        duration_seconds=duration,
+        begin_seconds=float(int(pts[0]) * base),
+        num_keyframes=None if index is None else len(index.keys),
+        counted=counted,
+    )
+    return Media(source, info, way, index, seconds, facts["skips"])
+
+
+def _average_fps(num_frames: int, duration: float, stated: Fraction) -> float:
+    """The container's rate if its frames bear it out to within one frame, else frames over duration."""
+    if duration <= 0 or abs(num_frames - duration * stated) <= 1:
+        return float(stated)
+    return num_frames / duration

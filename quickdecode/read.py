@@ -1,0 +1,231 @@
+"""read_video: probe, sample, plan, decode on threads, deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from .cores import usable_cores
+from .decode import Mismatch
+from .errors import DecodeError, ReadTimeoutError, RequestError
+from .fill import Order, fill
+from .index import Way
+from .limits import DEFAULT_LIMITS, Limits
+from .picture import INTERPOLATIONS
+from .pool import Deadline, call
+from .probe import Media, VideoInfo, inspect
+from .sample import Request, frame_indices, is_number, whole_number
+from .source import Source, VideoSource, describe, resolve
+
+ON_ERROR = ("raise", "nearest")
+
+
+@dataclass(frozen=True, repr=False)
+class DecodedVideo:
+    """Frames of a video with what is known about them."""
+
+    frames: torch.Tensor
+    """(T, 3, H, W) uint8, RGB."""
+    indices: list[int]
+    """(T,) number of each frame in a sequential decode of the file."""
+    timestamps: list[float]
+    """(T,) start of each frame in seconds after the start of the first frame of the file."""
+    info: VideoInfo
+    replaced: dict[int, int] = field(default_factory=dict)
+    """With on_error="nearest": frames that were asked for but cannot be had -> the frame given instead."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(size) for size in self.frames.shape)
+        replaced = f", {len(self.replaced)} replaced" if self.replaced else ""
+        return (
+            f"DecodedVideo({self.info.name!r}: {shape} {self.frames.dtype}, frames {self.indices[0]} to "
+            f"{self.indices[-1]} of {self.info.num_frames}{replaced})"
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read, whatever is read."""
+
+    workers: int
+    on_error: str
+    deadline: Deadline
+    limits: Limits
+    interpolation: str
+
+    @staticmethod
+    def of(
+        workers: int | None = None,
+        on_error: str = "raise",
+        timeout_seconds: float | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        interpolation: str = "bicubic",
+    ) -> Options:
+        """Check the arguments of the same names. Raises RequestError."""
+        workers = usable_cores() if workers is None else whole_number("workers", workers, at_least=1)
+        if on_error not in ON_ERROR:
+            raise RequestError(f"on_error={on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
+        if timeout_seconds is not None and not (is_number(timeout_seconds) and timeout_seconds > 0):
+            raise RequestError(f"timeout_seconds={timeout_seconds!r}; it must be a number above 0, or None.")
+        if interpolation not in INTERPOLATIONS:
+            raise RequestError(f"interpolation={interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}.")
+        return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation)
+
+
+def read_video(
+    source: VideoSource,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    indices: Iterable[int] | None = None,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    size: tuple[int, int] | None = None,
+    interpolation: str = "bicubic",
+    workers: int | None = None,
+    on_error: str = "raise",
+    timeout_seconds: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> DecodedVideo:
+    """Decode frames of a video on several cores; only what the wanted frames need is decoded.
+
+    Args:
+        source: a path, file:// or http(s):// URL, bytes, a binary file object, or a base64 data: URI.
+        num_frames: this many frames, evenly spaced, the first and the last frame of the range included.
+        fps: the frame on screen at start, start + 1/fps, start + 2/fps, ... (a frame may come twice).
+        indices: these frames, in this order; index i is the i-th frame of a sequential decode.
+            With none of the three, every frame.
+        start_seconds, end_seconds: only frames that start in this range; 0 is the start of the first frame.
+        size: (height, width) to resize to, after rotation; None keeps the file's size. Frames of the file's
+            size are bit-equal to PyAV's `to_ndarray(format="rgb24")`; others are resized by swscale.
+        interpolation: how to resize: "bicubic", "area", "bilinear" or "lanczos".
+        workers: threads to decode on; None means the cores that this process may use (see cores.py).
+        on_error: "raise", or "nearest" to show the nearest frame that decodes instead of one that does not.
+        timeout_seconds: give up after this long, download included; None means never.
+        limits: how large a video may be before it is refused.
+
+    Raises:
+        SourceError: the source is missing, empty, damaged, not a video, or has no video stream.
+        RequestError: an argument is malformed, or asks for frames that the file does not have.
+        DecodeError: a wanted frame cannot be decoded.
+        LimitError: the video is larger than `limits`.
+        ReadTimeoutError: `timeout_seconds` are over.
+
+    >>> read_video("talk.mp4", num_frames=64, size=(252, 448)).frames.shape  # doctest: +SKIP
+    torch.Size([64, 3, 252, 448])
+    """
+    request = Request.of(num_frames, fps, indices, start_seconds, end_seconds)
+    size = checked_size(size)
+    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation)
+
+    def choose(media: Media) -> Choice:
+        return frame_indices(request, media, clamp=on_error == "nearest"), size
+
+    return read_chosen(source, choose, options)
+
+
+def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[DecodedVideo]:
+    """read_video for several sources at once, within one budget of workers; answers in the order of `sources`.
+
+    Takes the keyword arguments of read_video, for all sources alike, and raises the first error in that order.
+    """
+    listed = list(sources)
+    workers = Options.of(arguments.pop("workers", None)).workers
+    at_once = max(min(workers, len(listed)), 1)
+
+    def read(source: VideoSource) -> DecodedVideo:
+        return read_video(source, workers=max(workers // at_once, 1), **arguments)
+
+    with ThreadPoolExecutor(at_once) as executor:
+        return list(executor.map(read, listed))
+
+
+Choice: TypeAlias = tuple[list[int], tuple[int, int] | None]
+
+
+def read_chosen(source: VideoSource, choose: Callable[[Media], Choice], options: Options) -> DecodedVideo:
+    """Decode the frames and to the size that `choose` names once the file is known.
+
+    A file that turns out not to be what its index says is read again, its frames numbered in a surer way, and
+    `choose` is asked again.
+    """
+    with in_time(source, options):
+        resolved = resolved_in_time(source, options)
+        media = look(resolved, Way.TABLE, None, options)
+        while True:
+            try:
+                return _decode(media, *choose(media), options)
+            except Mismatch as mismatch:
+                media = look_closer(media, mismatch, options)
+
+
+@contextmanager
+def in_time(source: VideoSource, options: Options) -> Iterator[None]:
+    """Turn a missed deadline into a ReadTimeoutError."""
+    try:
+        yield
+    except ReadTimeoutError:
+        raise
+    except TimeoutError as error:
+        raise ReadTimeoutError(
+            f"{describe(source)}: not read within timeout_seconds={options.deadline.seconds}; allow more time, ask "
+            "for fewer frames, or check whether the file is damaged."
+        ) from error
+
+
+def resolved_in_time(source: VideoSource, options: Options) -> Source:
+    """resolve() on a thread of its own, since it may be a download."""
+    return call(
+        lambda _: resolve(source, timeout_seconds=options.deadline.seconds, limits=options.limits), options.deadline
+    )
+
+
+def look(source: Source, at_least: Way, why: str | None, options: Options) -> Media:
+    """inspect() on a thread of its own, since FFmpeg may get stuck."""
+    return call(
+        lambda stop: inspect(source, at_least=at_least, why=why, limits=options.limits, stop=stop),
+        options.deadline,
+    )
+
+
+def look_closer(media: Media, mismatch: Mismatch, options: Options) -> Media:
+    """The Media with frames numbered in a surer way. Raises DecodeError if there is none."""
+    if media.way == Way.COUNTING:
+        name = media.source.name
+        raise DecodeError(f"{name}: {mismatch}; the file is damaged, re-encode it.") from mismatch
+    return look(media.source, Way(media.way + 1), str(mismatch), options)
+
+
+def _decode(media: Media, wanted: list[int], size: tuple[int, int] | None, options: Options) -> DecodedVideo:
+    info = media.info
+    height, width = size or (info.height, info.width)
+    options.limits.check_size(info.name, height, width)
+    options.limits.check_count(info.name, len(wanted))
+    frames = torch.empty((len(wanted), 3, height, width), dtype=torch.uint8)
+    given = [min(frame, info.num_frames - 1) for frame in wanted]
+    out = frames.numpy()
+    nearest = options.on_error == "nearest"
+    order = Order(media, given, (height, width), lambda _: (out, 0), options.interpolation, nearest)
+    for _ in fill(order, workers=options.workers, deadline=options.deadline):
+        pass
+    indices = [order.replaced.get(frame, frame) for frame in given]
+    replaced = {asked: shown for asked, shown in zip(wanted, indices, strict=True) if asked != shown}
+    return DecodedVideo(frames, indices, media.seconds[indices].tolist(), info, replaced)
+
+
+def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """`size` as given. Raises RequestError unless it is two whole numbers above 0, or None."""
+    if size is None:
+        return None
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise RequestError(f"size={size!r}; it must be (height, width) in pixels, or None for the file's own size.")
+    height, width = (whole_number("a side of size", side, at_least=1) for side in size)
+    return height, width

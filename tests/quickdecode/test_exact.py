@@ -1,0 +1,70 @@
+"""Frames are bit-equal to those of a sequential one-thread PyAV decode, for every file kind and worker count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quickdecode
+from tests.clips import read_number, sequential_rgb
+from tests.quickdecode.corpus import CORPUS, build
+
+
+def check(path: Path, turns: int = 0) -> None:
+    """Compare all frames, for 1 to 8 workers, and then sparse frames and frames in odd order, with the truth."""
+    truth = [np.rot90(frame, turns).transpose(2, 0, 1) for frame in sequential_rgb(path)]
+    total = len(truth)
+    every = list(range(total))
+    cases = [(workers, every) for workers in (1, 2, 4, 8)]
+    cases += [(2, wish) for wish in ([0], [total - 1], every[::7], [total - 1, 0, total // 2, total // 2])]
+    for workers, wish in cases:
+        video = quickdecode.read_video(path, indices=None if wish is every else wish, workers=workers)
+        assert video.indices == wish
+        for row, index in enumerate(wish):
+            equal = np.array_equal(video.frames[row].numpy(), truth[index])
+            assert equal, f"frame {index}, {workers} workers, shows {read_number(video.frames[row])}"
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_bit_equal_to_sequential_decode(clip_folder: Path, name: str) -> None:
+    check(build(clip_folder, name), CORPUS[name].turns)
+
+
+def test_hidden_frames_of_an_edit_list_do_not_count(clip_folder: Path) -> None:
+    path = build(clip_folder, "edit-list.mp4")
+    assert quickdecode.probe(path).num_frames == 45
+    assert read_number(quickdecode.read_video(path, indices=[0]).frames[0]) == 15
+
+
+def test_frames_carry_their_own_numbers(clip_folder: Path) -> None:
+    """The truth above is a decoder's word; the numbers were drawn before encoding."""
+    video = quickdecode.read_video(build(clip_folder, "open.mp4"), indices=range(0, 60, 3))
+    assert [read_number(frame) for frame in video.frames] == video.indices
+
+
+@pytest.mark.parametrize("kind", ["plain.mp4", "hevc.mp4", "vp9.webm", "av1.mp4", "divx.avi"])
+def test_key_frames_are_found_except_in_avi(clip_folder: Path, kind: str) -> None:
+    info = quickdecode.probe(build(clip_folder, kind))
+    assert (info.counted is None) == (kind != "divx.avi")
+    assert (info.num_keyframes is None) == (kind == "divx.avi")
+
+
+def test_rotation_turns_counter_clockwise(clip_folder: Path) -> None:
+    info = quickdecode.probe(build(clip_folder, "turned.mp4"))
+    assert (info.rotation, info.height, info.width) == (90, 160, 96)
+    video = quickdecode.read_video(build(clip_folder, "turned.mp4"), indices=[5], size=(80, 48))
+    upright = np.rot90(video.frames[0].numpy(), -1, axes=(1, 2))
+    assert video.frames.shape == (1, 3, 80, 48)
+    assert read_number(upright) == 5
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "open.ts", "open.mp4", "h264.flv", "vp9.webm", "fragmented.mp4"])
+def test_bit_equal_when_every_segment_is_sought(clip_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("quickdecode.decode.READ_AHEAD_PACKETS", 0)
+    path = build(clip_folder, name)
+    truth = sequential_rgb(path)
+    wish = [59, 30, 13, 47, 2]
+    video = quickdecode.read_video(path, indices=wish, workers=2)
+    assert all(np.array_equal(video.frames[row].permute(1, 2, 0), truth[i]) for row, i in enumerate(wish))

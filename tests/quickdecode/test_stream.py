@@ -1,0 +1,69 @@
+"""Streaming delivers the frames of read_video, in order, early, and does not run away from its consumer."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import quickdecode
+from tests.clips import read_number
+from tests.quickdecode.corpus import build
+
+NAMES = ["plain.mp4", "open.mp4", "h264.ts", "vp9.webm", "hevc.mkv", "divx.avi", "raw.h264", "one.mp4", "intra.mp4"]
+REQUESTS: list[dict[str, Any]] = [{}, {"fps": 7}, {"indices": [0, 0, 5]}, {"start_seconds": 0.5, "end_seconds": 1.1}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_frames_as_read_video(clip_folder: Path, name: str) -> None:
+    path = build(clip_folder, name)
+    for request in REQUESTS if name == "plain.mp4" else [{}]:
+        whole = quickdecode.read_video(path, size=(56, 84), **request)
+        stream = quickdecode.stream_video(path, size=(56, 84), block_frames=7, workers=3, **request)
+        assert stream.info == whole.info
+        assert stream.indices == whole.indices
+        blocks = list(stream)
+        assert [len(block) for block in blocks[:-1]] == [7] * (len(blocks) - 1)
+        assert torch.equal(torch.cat([block.frames for block in blocks]), whole.frames)
+        assert [time for block in blocks for time in block.timestamps] == whole.timestamps
+        assert len(stream) == len(whole)
+
+
+def test_early_blocks_come_early_and_decoding_waits(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one block ahead and a consumer that stops after the first, most groups are never begun."""
+    from quickdecode import fill, stream
+
+    begun = []
+    decode = fill.SegmentDecoder.decode
+
+    def spy(self: Any, segment: Any, **options: Any) -> Any:
+        begun.append(segment.key)
+        return decode(self, segment, **options)
+
+    monkeypatch.setattr(fill.SegmentDecoder, "decode", spy)
+    monkeypatch.setattr(stream, "BLOCKS_AHEAD_PER_WORKER", 1)
+    path = build(clip_folder, "intra.mp4")
+    blocks = iter(quickdecode.stream_video(path, block_frames=1, workers=2))
+    assert [read_number(frame) for frame in next(blocks).frames] == [0]
+    assert len(begun) <= 4
+    blocks.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("quickdecode")]
+    assert len(begun) <= 5
+
+
+def test_errors(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(quickdecode.RequestError, match="block_frames is 0"):
+        quickdecode.stream_video(clip, block_frames=0)
+    with pytest.raises(quickdecode.RequestError, match="not in ascending order"):
+        quickdecode.stream_video(clip, indices=[5, 3])
+    with pytest.raises(quickdecode.SourceError, match="no such file"):
+        quickdecode.stream_video(tmp_path / "gone.mp4")
+    with pytest.raises(quickdecode.LimitError, match="60 frames to deliver"):
+        quickdecode.stream_video(clip, limits=quickdecode.Limits(frames=10))
+
+
+def test_block_repr(clip: Path) -> None:
+    assert repr(next(iter(quickdecode.stream_video(clip)))) == "FrameBlock(16 frames, 0 to 15)"
