@@ -1,0 +1,172 @@
+"""How much each policy forgets: accuracy on the needle suite, unpruned and pruned, for any video checkpoint.
+
+    python -m examples.benchmarks.quality --model examples/tiny-qwen2.5-vl
+    python -m examples.benchmarks.quality --model Qwen/Qwen2.5-VL-7B-Instruct --frame-size 224 --frames 64
+
+Each clip is a real file, read through qwen-vl-utils and answered by the stock generate(), unpatched and patched. Every
+clip's answers are a file of their own in --work: an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tqdm import tqdm
+
+import quickdecode
+import quickprefill
+from examples.benchmarks.quality_report import plot, summarise, table
+from examples.needle.answering import Answerer
+from examples.needle.clip import write_clip
+from examples.needle.scene import Difficulty, sample_scene
+from examples.needle.tasks import Question, ask
+from quickprefill import POLICIES
+
+_POLICIES = ("key_norm", "value_norm", "output_norm", "uniform", "random")
+FORMAT = 1
+"""Version of the files in --work; files of another version are refused."""
+
+
+class ResultError(ValueError):
+    """Results in --work that do not belong to this run."""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="examples/tiny-qwen2.5-vl", help="folder or hub name of a checkpoint")
+    parser.add_argument("--policies", nargs="+", default=list(_POLICIES), choices=sorted(POLICIES))
+    parser.add_argument("--keeps", nargs="+", type=float, default=[1.0, 0.5, 0.25, 0.1])
+    parser.add_argument("--frames", nargs="+", type=int, default=[64, 128, 256, 1024])
+    parser.add_argument("--clips", nargs="+", type=int, default=[20], help="test clips, one number or one per length")
+    parser.add_argument("--spacing", type=float, default=0.5, help="seconds between two frames")
+    parser.add_argument("--oversample", type=int, default=2, help="frames in the file for each frame that is read")
+    parser.add_argument("--group-frames", type=int, default=16)
+    parser.add_argument("--frame-size", type=int, default=56, help="height and width that frames are resized to")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path(".cache/quality"), help="clips, and answers to resume from")
+    parser.add_argument("--output", type=Path, default=Path("examples/benchmarks/results/quality"))
+    arguments = parser.parse_args(argv)
+    if len(arguments.clips) == 1:
+        arguments.clips *= len(arguments.frames)
+    if len(arguments.clips) != len(arguments.frames):
+        parser.error(f"--clips needs one number, or one for each of the {len(arguments.frames)} lengths in --frames")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run what is not done yet, then write the table, the JSON and the plot."""
+    arguments = parse_arguments(argv)
+    settings = run_settings(arguments)
+    prepare_work(arguments.work, settings)
+    lengths = zip(arguments.frames, arguments.clips, strict=True)
+    jobs = [(frames, clip) for frames, clips in lengths for clip in range(clips)]
+    todo = [job for job in jobs if not answers_path(arguments.work, *job).exists()]
+    if todo:
+        quickdecode.register()
+        answerer = Answerer(arguments.model, frame_size=arguments.frame_size, device=arguments.device)
+        try:
+            for job in tqdm(todo, unit="clip", desc="clips", smoothing=0):
+                write_json(answers_path(arguments.work, *job), answer_clip(answerer, arguments, *job))
+        finally:
+            quickdecode.unregister()
+    records = [json.loads(answers_path(arguments.work, *job).read_text()) for job in jobs]
+    summary = {"settings": settings, **summarise(records)}
+    write_json(arguments.output.with_suffix(".json"), summary)
+    arguments.output.with_suffix(".md").write_text(table(summary))
+    plot(summary, arguments.output.with_suffix(".png"))
+    print(table(summary))
+    return summary
+
+
+def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the answers depend on."""
+    names = ("model", "policies", "keeps", "spacing", "oversample", "group_frames", "frame_size")
+    return {
+        "format": FORMAT,
+        "transformers": transformers.__version__,
+        "weights": weights_stamp(arguments.model),
+        **{name: getattr(arguments, name) for name in names},
+    }
+
+
+def weights_stamp(model: str) -> str | None:
+    """A number that changes with the weights of a local checkpoint."""
+    file = Path(model) / "model.safetensors"
+    if not file.exists():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def prepare_work(work: Path, settings: dict[str, Any]) -> None:
+    """Claim the folder for these settings. Raises ResultError if it holds answers of other ones."""
+    file = work / "settings.json"
+    if not file.exists():
+        write_json(file, settings)
+        return
+    found = json.loads(file.read_text())
+    differing = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
+    if differing:
+        changes = "; ".join(f"{name}: {found.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
+        raise ResultError(
+            f"{work} holds answers of another run ({changes}); name another folder with --work, or delete that one"
+        )
+
+
+def answers_path(work: Path, frames: int, clip: int) -> Path:
+    """Where one clip's answers are kept."""
+    return work / "answers" / f"{frames:05d}-{clip:04d}.json"
+
+
+def answer_clip(answerer: Answerer, arguments: argparse.Namespace, frames: int, clip: int) -> dict[str, Any]:
+    """Every question about one clip, asked in every way."""
+    # Every other clip shows one symbol instead of two: the needle task, and the easier half of the shape task.
+    difficulty = Difficulty(frames=frames, spacing=arguments.spacing, lone=clip % 2 == 0)
+    scene = sample_scene("test", clip, difficulty)
+    path = arguments.work / "clips" / f"{frames:05d}-{clip:04d}.mp4"
+    if not path.exists():
+        write_clip(scene, path, oversample=arguments.oversample)
+    video = answerer.watch(path, frames)
+    questions = ask(scene)
+    inputs = [answerer.prepare(video, question) for question in questions]
+    noise = [answerer.prepare(video.noise(clip), question) for question in questions]
+    ways = {"full": ask_all(answerer, inputs, questions), "blind": ask_all(answerer, noise, questions)}
+    for keep in arguments.keeps:
+        for policy in arguments.policies if keep < 1 else arguments.policies[:1]:  # at keep=1 no policy is asked
+            options = {"keep": keep, "policy": policy, "group_frames": arguments.group_frames}
+            with quickprefill.patched(answerer.model, **options):
+                ways[f"{policy if keep < 1 else 'patched'}@{keep:g}"] = ask_all(answerer, inputs, questions)
+    return {
+        "frames": frames,
+        "clip": clip,
+        "questions": [{"task": question.task, "answer": question.answer} for question in questions],
+        "ways": ways,
+    }
+
+
+def ask_all(answerer: Answerer, inputs: list[Any], questions: list[Question]) -> dict[str, Any]:
+    """Texts, verdicts and stored bytes of one way of answering."""
+    answers = [answerer.answer(one) for one in inputs]
+    return {
+        "texts": [answer.text for answer in answers],
+        "right": [answer.says(question.answer) for answer, question in zip(answers, questions, strict=True)],
+        "bytes": [answer.cache_bytes for answer in answers],
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Asking a model about a clip file: stock reader, stock processor, stock generate(), whatever is patched onto them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from qwen_vl_utils import process_vision_info
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from examples.needle.tasks import Question
+
+__all__ = ["Answer", "Answerer", "CheckpointError", "Video"]
+
+_MAX_NEW_TOKENS = 4
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be asked about videos."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """What the reader made of a clip: frames (T, 3, H, W) and the metadata that the processor wants."""
+
+    message: dict[str, Any]
+    frames: torch.Tensor
+    metadata: dict[str, Any]
+    options: dict[str, Any]
+
+    def noise(self, seed: int) -> Video:
+        """The same video with every pixel replaced by noise: what a blind model would see."""
+        generator = torch.Generator().manual_seed(seed)
+        frames = torch.randint(0, 256, self.frames.shape, generator=generator).to(self.frames.dtype)
+        return Video(self.message, frames, self.metadata, self.options)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, and how many bytes of keys and values it had stored by then."""
+
+    text: str
+    cache_bytes: int
+
+    def says(self, answer: str) -> bool:
+        """Whether the first word is the wanted one."""
+        words = self.text.lower().replace(".", " ").replace(",", " ").split()
+        return bool(words) and words[0] == answer
+
+
+class Answerer:
+    """A checkpoint and its processor."""
+
+    def __init__(self, folder: str, *, frame_size: int, device: str = "cpu") -> None:
+        """Load a local folder or a hub name. Raises CheckpointError if it takes no videos."""
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder).to(device).eval()
+        self.frame_size = frame_size
+        token = getattr(self.model.config, "video_token_id", None)
+        if token is None or getattr(self.processor, "video_processor", None) is None:
+            raise CheckpointError(
+                f"{folder} (model_type {self.model.config.model_type!r}) has no video token or no video processor, so "
+                "it cannot be asked about clips; pass a video model such as a Qwen2.5-VL checkpoint with --model"
+            )
+
+    def watch(self, path: Path, frames: int) -> Video:
+        """Read `frames` frames of a clip."""
+        size = {"resized_height": self.frame_size, "resized_width": self.frame_size}
+        part = {"type": "video", "video": str(path), "nframes": frames, **size}
+        _, videos, options = process_vision_info(
+            [{"role": "user", "content": [part]}], return_video_kwargs=True, return_video_metadata=True
+        )
+        ((pixels, metadata),) = videos
+        return Video(part, pixels, metadata, options)
+
+    def prepare(self, video: Video, question: Question) -> Any:
+        """Model inputs for one question; they may be answered any number of times."""
+        content = [video.message, {"type": "text", "text": question.text}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return self.processor(
+            text=[prompt],
+            videos=[video.frames],
+            video_metadata=[video.metadata],
+            return_tensors="pt",
+            **video.options,
+        ).to(self.model.device)
+
+    def answer(self, inputs: Any, *, max_new_tokens: int = _MAX_NEW_TOKENS) -> Answer:
+        """One greedy generate() call."""
+        output = self.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
+        )
+        tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
+        stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+        return Answer(self.processor.batch_decode(tokens, skip_special_tokens=True)[0].strip(), stored)

@@ -1,0 +1,66 @@
+"""A packed training batch computes what the stock processor and the stock model compute for each question alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from examples.needle.checkpoint import build_model, build_processor
+from examples.needle.clip import frame_times
+from examples.needle.packed_model import PackedModel
+from examples.needle.packing import Batches, BatchPlan, packed_mask
+from examples.needle.paint import paint
+from examples.needle.scene import Difficulty, sample_scene
+from examples.needle.tasks import ask
+
+DIFFICULTY = Difficulty(frames=8, spacing=0.25)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    processor = build_processor()
+    return processor, build_model(processor.tokenizer)
+
+
+def stock_inputs(processor, scene, question):
+    message = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.text}]}]
+    prompt = processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    video = torch.from_numpy(paint(scene, frame_times(scene))).permute(0, 3, 1, 2)
+    frames, fps = scene.difficulty.frames, 1 / scene.difficulty.spacing
+    metadata = {"fps": fps, "frames_indices": list(range(frames)), "total_num_frames": frames}
+    return processor(
+        text=[prompt], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
+
+
+def test_packed_loss_is_that_of_single_questions(parts):
+    processor, model = parts
+    batch = Batches(processor.tokenizer, "train", 1, lambda number: BatchPlan(2, DIFFICULTY, h264=0.0))[0]
+    with torch.no_grad():
+        loss, _ = PackedModel(build_model(processor.tokenizer), processor)(batch)
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    expected = []
+    for clip in range(2):
+        scene = sample_scene("train", clip, DIFFICULTY)
+        for question in ask(scene):
+            inputs = stock_inputs(processor, scene, question)
+            answer = processor.tokenizer.convert_tokens_to_ids(question.answer)
+            out = model.generate(
+                **inputs,
+                max_new_tokens=2,
+                output_logits=True,
+                return_dict_in_generate=True,
+                prefix_allowed_tokens_fn=lambda _, ids, answer=answer, length=inputs.input_ids.shape[1]: [
+                    answer if len(ids) == length else end
+                ],
+            )
+            first, second = (step.log_softmax(-1) for step in out.logits)
+            expected.append(-first[0, answer] - 0.05 * second[0, end])
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_no_slot_sees_another_slot():
+    mask = packed_mask(3, 2)[0, 0]
+    assert not mask[3 + 17 :, 3 : 3 + 17].any()
+    assert mask[3:, :3].all()
+    assert not mask.triu(1).any()

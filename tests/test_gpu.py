@@ -1,0 +1,72 @@
+"""What only a GPU can show. Without one these are skipped, or fail where QUICKVIDEO_REQUIRE_GPU=1."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import quickprefill
+from tests.tiny import Clip, make_inputs, prompt, tiny_model
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [
+    prompt(5, Clip((7, 4, 6)), 6),
+    prompt(2, Clip((5, 8, 4)), 3, Clip((1, 4, 4), image=True), 2, Clip((2, 4, 4)), 4),
+    prompt(9),
+]
+
+
+def to_gpu(inputs, *, pixels_stay=False):
+    return {name: value if pixels_stay and "pixel" in name else value.cuda() for name, value in inputs.items()}
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs, logits_to_keep=1).logits.float()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_float32_equals_stock(attention):
+    model = tiny_model(attention).cuda()
+    inputs = to_gpu(make_inputs(*PROMPTS))
+    stock = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    expected = logits(model, inputs)
+    with quickprefill.patched(model, keep=1.0, group_frames=4):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6, do_sample=False), stock)
+        torch.testing.assert_close(logits(model, inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_flash_attention_stays_within_the_spread_of_two_stock_backends():
+    if importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    options = {"dtype": torch.bfloat16, "hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2}
+    options["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    inputs = to_gpu(make_inputs(*PROMPTS))
+    flash = tiny_model("flash_attention_2", **options).cuda()
+    stock = logits(flash, inputs)
+    spread = (logits(tiny_model("sdpa", **options).cuda(), inputs) - stock).abs().max()
+    with quickprefill.patched(flash, keep=1.0, group_frames=4):
+        assert (logits(flash, inputs) - stock).abs().max() <= 2 * spread
+    sdpa = tiny_model("sdpa", **options).cuda()
+    with quickprefill.patched(sdpa, keep=0.5, group_frames=4), quickprefill.patched(flash, keep=0.5, group_frames=4):
+        assert (logits(flash, inputs) - logits(sdpa, inputs)).abs().max() <= 2 * spread
+
+
+def test_pixels_may_stay_on_the_cpu():
+    model = tiny_model().cuda()
+    inputs = make_inputs(PROMPTS[0])
+    with quickprefill.patched(model, keep=0.5, group_frames=4):
+        expected = model.generate(**to_gpu(inputs), max_new_tokens=4, do_sample=False)
+        assert torch.equal(
+            model.generate(**to_gpu(inputs, pixels_stay=True), max_new_tokens=4, do_sample=False), expected
+        )
+
+
+def test_pruning_is_the_same_on_cpu_and_gpu():
+    inputs = make_inputs(*PROMPTS)
+    model = tiny_model()
+    for policy in sorted(quickprefill.POLICIES):
+        with quickprefill.patched(model, keep=0.5, group_frames=4, policy=policy):
+            expected = logits(model.cpu(), inputs)
+            torch.testing.assert_close(logits(model.cuda(), to_gpu(inputs)).cpu(), expected, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,163 @@
+"""The surface and the direction of dependencies."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quickdecode
+import quickprefill
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [quickdecode, quickprefill]
+README = (ROOT / "README.md").read_text()
+
+
+def modules(package):
+    names = [package.__name__]
+    names += [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    return [importlib.import_module(name) for name in names]
+
+
+def imports(module):
+    """Full names of the modules that a module imports, anywhere in it."""
+    package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            found.add(".".join(filter(None, [base, node.module])))
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_exported_names_are_sorted_and_exist(package):
+    for module in modules(package):
+        names = getattr(module, "__all__", None)
+        if names is None:
+            continue
+        assert all(hasattr(module, name) for name in names), module.__name__
+        constants = [name for name in names if name.isupper()]
+        classes = [name for name in names if name not in constants and not name.islower() and name[0].isupper()]
+        rest = [name for name in names if name not in constants and name not in classes]
+        assert list(names) == sorted(constants) + sorted(classes) + sorted(rest), module.__name__
+
+
+def test_public_names():
+    assert set(quickprefill.__all__) >= {
+        *("apply", "remove", "patched", "QuickPrefillConfig", "POLICIES", "FAMILIES", "__version__")
+    }
+    assert set(quickdecode.__all__) >= {"probe", "read_video", "register", "unregister", "QuickDecodeError"}
+    assert list(quickprefill.POLICIES) == sorted(quickprefill.POLICIES)
+    assert list(quickprefill.FAMILIES) == sorted(quickprefill.FAMILIES)
+
+
+def test_version_is_the_newest_in_the_changelog():
+    newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest.group(1) == quickprefill.__version__
+
+
+def test_the_packages_do_not_import_each_other():
+    for package, other in [(quickprefill, "quickdecode"), (quickdecode, "quickprefill")]:
+        for module in modules(package):
+            assert not any(name.split(".")[0] == other for name in imports(module)), module.__name__
+
+
+def test_policies_never_see_a_model_and_families_never_a_policy():
+    for module in modules(quickprefill):
+        if module.__name__.startswith("quickprefill.policies"):
+            assert not any("models" in name or name.startswith("transformers") for name in imports(module))
+        if module.__name__.startswith("quickprefill.models"):
+            assert not any("policies" in name for name in imports(module))
+
+
+def test_facts_about_a_host_stay_in_its_family_file():
+    facts = re.compile(r"\b(language_model|get_video_features|get_image_features|video_grid_thw|lm_head|rope_deltas)\b")
+    for path in (ROOT / "quickprefill").rglob("*.py"):
+        if path.parent.name == "models":
+            continue
+        code = ast.unparse(without_docstrings(ast.parse(path.read_text())))
+        code = re.sub(r"""(['"]).*?\1""", "", code)  # messages may name them
+        assert not facts.search(code), path
+
+
+def without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant(value=None)
+    return tree
+
+
+def test_no_import_cycles():
+    for package in PACKAGES:
+        loaded = {module.__name__: module for module in modules(package)}
+        edges = {name: {other for other in imports(module) if other in loaded} for name, module in loaded.items()}
+        edges = {name: others for name, others in edges.items() if not hasattr(loaded[name], "__path__")}
+
+        def visit(name, path, edges=edges):
+            assert name not in path, " -> ".join([*path, name])
+            for other in edges.get(name, ()):
+                visit(other, [*path, name])
+
+        for name in edges:
+            visit(name, [])
+
+
+@pytest.mark.parametrize("name", ["quickprefill", "quickdecode"])
+def test_importing_changes_nothing(name):
+    """No host module is altered, no attribute of the model classes, no reader registered."""
+    script = f"""
+import transformers.cache_utils, qwen_vl_utils.vision_process as reader
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as host
+watched = [reader, host, transformers.cache_utils, *(v for v in vars(host).values() if isinstance(v, type))]
+before = [dict(vars(space)) for space in watched]
+readers = dict(reader.VIDEO_READER_BACKENDS)
+import {name}
+assert [dict(vars(space)) for space in watched] == before
+assert readers == reader.VIDEO_READER_BACKENDS
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=120)
+
+
+def test_readme_tree_is_true():
+    """Every file of the packages stands in README's tree, and nothing else."""
+    tree = README.split("## The tree")[1].split("```")[1]
+    for package in PACKAGES:
+        start = tree.index(f"\n{package.__name__}/")
+        block = re.split(r"\n(?=\S)", tree[start + 1 :])[0]
+        named = set(re.findall(r"\b\w+\.py\b", block))
+        folders = set(re.findall(r"\b(\w+)/", block)) - {package.__name__}
+        files = {path.name for path in (ROOT / package.__name__).rglob("*.py")}
+        files -= {f"{policy}.py" for policy in quickprefill.POLICIES}  # a table of their own names these
+        assert files <= named, f"missing in the tree: {files - named}"
+        everything = {path.name for path in (ROOT / package.__name__).rglob("*.py")}
+        assert named <= everything, f"in the tree only: {named - everything}"
+        assert folders == {path.name for path in (ROOT / package.__name__).iterdir() if (path / "__init__.py").exists()}
+
+
+def test_readme_names_every_policy_and_field():
+    import dataclasses
+
+    assert len(quickprefill.POLICIES) == README.count("](quickprefill/policies/")
+    for policy in quickprefill.POLICIES:
+        assert f"[`{policy}`](quickprefill/policies/{policy}.py)" in README
+    for field in dataclasses.fields(quickprefill.QuickPrefillConfig):
+        assert f"| `{field.name}` |" in README
+
+
+def test_ci_takes_its_commands_from_readme():
+    lines = README.splitlines()
+    assert sum(line.endswith("&& python -m pytest") for line in lines) == 1
+    assert sum(line.endswith("&& python examples/quickstart.py") for line in lines) == 1
+
+
+def test_readme_links_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
