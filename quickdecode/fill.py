@@ -1,12 +1,12 @@
-"""Carry out a plan: threads decode blocks into the caller's buffer, and say which rows are done."""
+"""Carry out a plan: threads decode blocks into a buffer, and say which rows are done."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event, Semaphore
-from typing import Any
+from threading import Event
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -15,12 +15,45 @@ from .decode import CountingDecoder, Damaged, SegmentDecoder
 from .errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
 from .picture import PictureWriter, Pixels
 from .plan import Block, Segment, count_through, cut
-from .pool import NEVER, Deadline, run
+from .pool import NEVER, Crew, Deadline
 from .probe import Media
 from .salvage import nearest_frames
 
 FEW_BLOCKS = 3
 """Below this many a worker, the last block to be decoded would leave the others idle for long."""
+
+
+class Buffer(Protocol):
+    """Where rows are written; an array for all of them (Whole), or less than that (Ring)."""
+
+    @property
+    def most_rows(self) -> int | None:
+        """How many rows one block should fill at most, and its rows come early first; None: neither matters."""
+
+    def has_room(self, row: int) -> bool:
+        """Whether place(row) would return at once."""
+
+    def place(self, row: int) -> Pixels:
+        """(3, H, W) to write the row into; waits until there is room. Raises Cancelled if there will be none."""
+
+
+@dataclass(frozen=True, repr=False)
+class Whole:
+    """Room for every row."""
+
+    pictures: Pixels
+    """(T, 3, H, W)."""
+
+    @property
+    def most_rows(self) -> None:
+        """Blocks may be of any size and order."""
+
+    def has_room(self, row: int) -> bool:
+        return True
+
+    def place(self, row: int) -> Pixels:
+        picture: Pixels = self.pictures[row]
+        return picture
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,8 +64,7 @@ class Order:
     wanted: list[int]
     size: tuple[int, int]
     """Height and width to deliver."""
-    buffer: Callable[[Block], tuple[Pixels, int]]
-    """Where to write a block: (T, 3, H, W), and which row its first is. Called when the block is begun."""
+    buffer: Buffer
     interpolation: str = "bicubic"
     """How to resize: one of picture.INTERPOLATIONS."""
     nearest: bool = False
@@ -46,35 +78,53 @@ class Order:
         return self.size != (info.height, info.width)
 
 
-def fill(
-    order: Order, *, workers: int, deadline: Deadline = NEVER, permits: Semaphore | None = None
-) -> Iterator[Block]:
-    """Decode, and yield each block when its rows are filled, early frames roughly first.
-
-    One of `permits` is taken for each block begun; the caller gives them back.
-    """
-    media = order.media
+def fill(order: Order, *, workers: int, deadline: Deadline = NEVER) -> Crew[Block, list[int]]:
+    """Start to decode; iterate over what this returns for the rows that are filled, early frames roughly first."""
+    media, buffer = order.media, order.buffer
     index, wanted = media.index, order.wanted
-    blocks = count_through(wanted) if index is None else cut(index, wanted, workers=workers)
+    blocks = count_through(wanted) if index is None else cut(index, wanted, workers=workers, most_rows=buffer.most_rows)
     busy = min(workers, len(blocks))
     threads = 1 if media.damaged else decoder_threads(len(blocks), workers)
 
     @contextmanager
-    def worker(stop: Event) -> Iterator[Callable[[Block], None]]:
-        writer = PictureWriter(
+    def worker(stop: Event) -> Iterator[Callable[[Block], Iterator[list[int]]]]:
+        pictures = PictureWriter(
             *order.size, rotation=media.info.rotation, resize=order.resize, interpolation=order.interpolation
         )
         with media.source.open() as container:
-            do = _segment_worker(order, container, writer, threads, stop)
+            do = _segment_worker(order, container, _RowWriter(buffer, pictures), threads, stop)
+            yield lambda block: (rows for segment in block.segments for rows in do(segment))
 
-            def do_block(block: Block) -> None:
-                writer.aim(*order.buffer(block))
-                for segment in block.segments:
-                    do(segment)
+    return Crew(blocks, worker, workers=busy, deadline=deadline)
 
-            yield do_block
 
-    return run(blocks, worker, workers=busy, deadline=deadline, permits=permits)
+class _RowWriter:
+    """Writes frames into their rows. Before it waits for room it reports what it has written so far."""
+
+    def __init__(self, buffer: Buffer, pictures: PictureWriter) -> None:
+        self._buffer, self._pictures = buffer, pictures
+        self._written: list[int] = []
+
+    def write(self, frame: Any, rows: list[int]) -> Iterator[list[int]]:
+        """Put `frame` into every row in `rows`."""
+        last: Pixels | None = None
+        for row in rows:
+            if not self._buffer.has_room(row):
+                yield from self.report()
+                last = None  # what was reported may be overwritten
+            target = self._buffer.place(row)
+            if last is None:
+                self._pictures.write(frame, target)
+            else:
+                np.copyto(target, last)
+            last = target
+            self._written.append(row)
+
+    def report(self) -> Iterator[list[int]]:
+        """The rows written since the last report, if any."""
+        if self._written:
+            yield self._written
+            self._written = []
 
 
 def decoder_threads(blocks: int, workers: int) -> int:
@@ -85,45 +135,52 @@ def decoder_threads(blocks: int, workers: int) -> int:
 
 
 def _segment_worker(
-    order: Order, container: Any, writer: PictureWriter, threads: int, stop: Event
-) -> Callable[[Segment], None]:
+    order: Order, container: Any, writer: _RowWriter, threads: int, stop: Event
+) -> Callable[[Segment], Iterator[list[int]]]:
     media = order.media
     if media.index is None:
         counter = CountingDecoder(container, media, threads=threads, stop=stop)
 
-        def count(segment: Segment) -> None:
+        def count(segment: Segment) -> Iterator[list[int]]:
             with _naming_frames(order, segment):
                 for number, frame in counter.decode(segment, tolerant=order.nearest):
-                    writer.write(frame, segment.rows[number])
+                    yield from writer.write(frame, segment.rows[number])
+            yield from writer.report()
 
         return count
     decoder = SegmentDecoder(container, media, media.index, threads=threads, stop=stop)
 
-    def decode(segment: Segment) -> None:
+    def decode(segment: Segment) -> Iterator[list[int]]:
         with _naming_frames(order, segment):
             try:
-                _write_all(decoder, segment, writer)
+                yield from _write_all(decoder, segment, writer)
             except av.FFmpegError:
                 if not order.nearest or not _salvage(order, decoder, segment, writer):
                     raise
+        yield from writer.report()
 
     return decode
 
 
-def _write_all(decoder: SegmentDecoder, segment: Segment, writer: PictureWriter) -> None:
+def _write_all(decoder: SegmentDecoder, segment: Segment, writer: _RowWriter) -> Iterator[list[int]]:
     try:
         for pts, frame in decoder.decode(segment):
-            writer.write(frame, segment.rows[pts])
+            yield from writer.write(frame, segment.rows[pts])
     except Damaged:
         for pts, frame in decoder.decode(segment, skip=False):
-            writer.write(frame, segment.rows[pts])
+            yield from writer.write(frame, segment.rows[pts])
 
 
-def _salvage(order: Order, decoder: SegmentDecoder, segment: Segment, writer: PictureWriter) -> bool:
+def _salvage(order: Order, decoder: SegmentDecoder, segment: Segment, writer: _RowWriter) -> bool:
     """Write the nearest frames that decode, and note which. False if nothing in the file does."""
     index = order.media.index
     assert index is not None
-    given = nearest_frames(decoder.whatever_decodes, segment, len(index.keys), writer.write)
+
+    def give(frame: Any, rows: list[int]) -> None:
+        for _ in writer.write(frame, rows):
+            pass
+
+    given = nearest_frames(decoder.whatever_decodes, segment, len(index.keys), give)
     for wanted_pts, given_pts in given.items():
         wanted, shown = np.searchsorted(index.frame_pts, [wanted_pts, given_pts])
         if wanted != shown:

@@ -1,4 +1,4 @@
-"""From a decoded frame to its rows of the (T, 3, H, W) buffer: colours, size, rotation, one copy.
+"""From a decoded frame to a picture (3, H, W): colours, size, rotation, one copy.
 
 Without a size, pixels are those of PyAV's `frame.to_ndarray(format="rgb24")`. With a size, swscale's bicubic
 filter writes planar `gbrp`, whose planes copy straight into channel rows. That differs from converting at full
@@ -22,30 +22,21 @@ GBRP_PLANES = (2, 0, 1)
 
 
 class PictureWriter:
-    """Writes frames of one size into buffers (T, 3, H, W); belongs to one thread, since it keeps one scaler."""
+    """Writes frames into pictures (3, H, W) of one size; belongs to one thread, since it keeps one scaler."""
 
     def __init__(self, height: int, width: int, *, rotation: int, resize: bool, interpolation: str) -> None:
-        self._out: Pixels = np.empty((0, 3, height, width), np.uint8)
-        self._first_row = 0
         self._turns = rotation // 90
         self._resize = resize
         self._interpolation = interpolation.upper()
         self._height, self._width = (width, height) if self._turns % 2 else (height, width)
         self._reformatter = VideoReformatter()
 
-    def aim(self, out: Pixels, first_row: int) -> None:
-        """From now on write to `out`, whose first row is row `first_row`."""
-        self._out, self._first_row = out, first_row
-
-    def write(self, frame: Any, rows: list[int]) -> None:
-        """Put `frame` into every row in `rows`."""
-        first = self._out[rows[0] - self._first_row]
+    def write(self, frame: Any, target: Pixels) -> None:
+        """Put `frame` into `target`, (3, height, width)."""
         if self._resize or (frame.height, frame.width) != (self._height, self._width):
-            self._write_planar(frame, first)
+            self._write_planar(frame, target)
         else:
-            self._write_exact(frame, first)
-        for row in rows[1:]:
-            self._out[row - self._first_row] = first
+            self._write_exact(frame, target)
 
     def _write_planar(self, frame: Any, target: Pixels) -> None:
         planes = self._reformat(frame, "gbrp", self._interpolation).planes

@@ -41,23 +41,24 @@ class Block:
 
     segments: tuple[Segment, ...]
 
-    @property
-    def rows(self) -> list[int]:
-        """Output rows that are filled when this block is done."""
-        return sorted(row for segment in self.segments for rows in segment.rows.values() for row in rows)
 
+def cut(index: FrameIndex, wanted: Sequence[int], *, workers: int, most_rows: int | None = None) -> list[Block]:
+    """Blocks that together produce frame wanted[row] for every row, earliest frames first.
 
-def cut(index: FrameIndex, wanted: Sequence[int], *, workers: int) -> list[Block]:
-    """Blocks that together produce frame wanted[row] for every row, earliest frames first."""
+    With `most_rows` a block ends when it fills that many rows, so that several fit into a small buffer.
+    """
     segments = _segments(index, rows_by_frame(wanted))
     target = sum(segment.cost for segment in segments) / (workers * BLOCKS_PER_WORKER)
     blocks: list[Block] = []
     run: list[Segment] = []
+    cost = rows = 0
     for segment in segments:
         run.append(segment)
-        if sum(each.cost for each in run) >= target:
+        cost += segment.cost
+        rows += sum(map(len, segment.rows.values()))
+        if cost >= target or (most_rows is not None and rows >= most_rows):
             blocks.append(Block(tuple(run)))
-            run = []
+            run, cost, rows = [], 0, 0
     return [*blocks, Block(tuple(run))] if run else blocks
 
 

@@ -1,4 +1,4 @@
-"""Run tasks on threads in the order given, hand each back as it completes, and never outlive a failure.
+"""Run tasks on threads in the order given, hand over what they report, and never outlive a failure.
 
 The caller only ever waits in Python, so that Ctrl-C and a deadline work even while FFmpeg is stuck in a call: its
 thread is then left behind (a daemon, so that it does not keep the program alive either).
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -47,76 +47,100 @@ class Deadline:
 NEVER = Deadline()
 
 
-def run(
-    tasks: Sequence[Task],
-    worker: Callable[[threading.Event], AbstractContextManager[Callable[[Task], None]]],
-    *,
-    workers: int,
-    deadline: Deadline = NEVER,
-    permits: threading.Semaphore | None = None,
-) -> Iterator[Task]:
-    """Yield each task once it is done. `worker(stop)` is entered once per thread and gives what does a task.
+class Crew(Generic[Task, Result]):
+    """Threads that do tasks; iterating yields what they report, as it comes.
 
-    With `permits`, a task is begun only after taking one; the caller gives it back with release().
-    The first exception of any worker is raised here, TimeoutError after the deadline; the other workers then stop,
-    as they do when the iterator is closed early.
+    `worker(stop)` is entered once per thread and gives what does a task: an iterator of reports. The first exception
+    of any worker is raised while iterating, TimeoutError after the deadline. close(), which leaving a `with` block
+    does, stops the threads; they hold no reference to the crew, so that dropping it can close it too.
     """
-    results: queue.SimpleQueue[Task | BaseException] = queue.SimpleQueue()
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        worker: Callable[[threading.Event], AbstractContextManager[Callable[[Task], Iterator[Result]]]],
+        *,
+        workers: int,
+        deadline: Deadline = NEVER,
+    ) -> None:
+        self.stop = threading.Event()
+        self._unfinished, self._deadline = len(tasks), deadline
+        self._reports: queue.SimpleQueue[Result | _Finished | BaseException] = queue.SimpleQueue()
+        work = _worker_thread(tasks, worker, self._reports, self.stop)
+        self.threads = [threading.Thread(target=work, daemon=True, name=f"quickdecode-{i}") for i in range(workers)]
+        for thread in self.threads:
+            thread.start()
+
+    def __iter__(self) -> Iterator[Result]:
+        while self._unfinished:
+            report = _wait(self._reports, self._deadline)
+            if isinstance(report, _Finished):
+                self._unfinished -= 1
+            else:
+                yield report
+
+    def close(self) -> None:
+        """Stop the threads and wait for them, for GRACE_SECONDS at most."""
+        self.stop.set()
+        join(self.threads)
+
+    def __enter__(self) -> Crew[Task, Result]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Finished:
+    """A task is done."""
+
+
+def _worker_thread(
+    tasks: Sequence[Task],
+    worker: Callable[[threading.Event], AbstractContextManager[Callable[[Task], Iterator[Result]]]],
+    reports: queue.SimpleQueue[Result | _Finished | BaseException],
+    stop: threading.Event,
+) -> Callable[[], None]:
     taken = count()
-    stop = threading.Event()
 
     def work() -> None:
         try:
             with worker(stop) as do:
-                while _may_begin(permits, stop) and (number := next(taken)) < len(tasks):
-                    do(tasks[number])
-                    results.put(tasks[number])
+                while not stop.is_set() and (number := next(taken)) < len(tasks):
+                    for report in do(tasks[number]):
+                        reports.put(report)
+                    reports.put(_Finished())
         except BaseException as error:
-            results.put(error)
+            reports.put(error)
 
-    threads = [threading.Thread(target=work, daemon=True, name=f"quickdecode-{i}") for i in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in tasks:
-            yield _wait(results, deadline)
-    finally:
-        stop.set()
-        _join(threads)
-
-
-def _may_begin(permits: threading.Semaphore | None, stop: threading.Event) -> bool:
-    while not stop.is_set():
-        if permits is None or permits.acquire(timeout=POLL_SECONDS):
-            return True
-    return False
+    return work
 
 
 def call(function: Callable[[threading.Event], Result], deadline: Deadline = NEVER) -> Result:
     """function(stop) on a thread of its own, so that it can be given up."""
-    answers: list[Result] = []
 
     @contextmanager
-    def worker(stop: threading.Event) -> Iterator[Callable[[None], None]]:
-        yield lambda _: answers.append(function(stop))
+    def worker(stop: threading.Event) -> Iterator[Callable[[None], Iterator[Result]]]:
+        yield lambda _: iter([function(stop)])
 
-    for _ in run([None], worker, workers=1, deadline=deadline):
-        pass
-    return answers[0]
+    with Crew([None], worker, workers=1, deadline=deadline) as crew:
+        return next(iter(crew))
 
 
-def _wait(results: queue.SimpleQueue[Task | BaseException], deadline: Deadline) -> Task:
+def _wait(reports: queue.SimpleQueue[Result | _Finished | BaseException], deadline: Deadline) -> Result | _Finished:
     while True:
         try:
-            result = results.get(timeout=deadline.wait_at_most())
+            report = reports.get(timeout=deadline.wait_at_most())
         except queue.Empty:
             continue
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        if isinstance(report, BaseException):
+            raise report
+        return report
 
 
-def _join(threads: list[threading.Thread]) -> None:
+def join(threads: list[threading.Thread]) -> None:
+    """Wait for threads that were told to stop, for GRACE_SECONDS at most."""
     end = time.monotonic() + GRACE_SECONDS
     for thread in threads:
-        thread.join(max(end - time.monotonic(), 0.0))
+        if thread is not threading.current_thread():
+            thread.join(max(end - time.monotonic(), 0.0))

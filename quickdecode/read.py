@@ -13,7 +13,7 @@ import torch
 from .cores import usable_cores
 from .decode import Mismatch
 from .errors import DecodeError, ReadTimeoutError, RequestError
-from .fill import Order, fill
+from .fill import Order, Whole, fill
 from .index import Way
 from .limits import DEFAULT_LIMITS, Limits
 from .picture import INTERPOLATIONS
@@ -211,11 +211,11 @@ def _decode(media: Media, wanted: list[int], size: tuple[int, int] | None, optio
     options.limits.check_count(info.name, len(wanted))
     frames = torch.empty((len(wanted), 3, height, width), dtype=torch.uint8)
     given = [min(frame, info.num_frames - 1) for frame in wanted]
-    out = frames.numpy()
     nearest = options.on_error == "nearest"
-    order = Order(media, given, (height, width), lambda _: (out, 0), options.interpolation, nearest)
-    for _ in fill(order, workers=options.workers, deadline=options.deadline):
-        pass
+    order = Order(media, given, (height, width), Whole(frames.numpy()), options.interpolation, nearest)
+    with fill(order, workers=options.workers, deadline=options.deadline) as filled:
+        for _ in filled:
+            pass
     indices = [order.replaced.get(frame, frame) for frame in given]
     replaced = {asked: shown for asked, shown in zip(wanted, indices, strict=True) if asked != shown}
     return DecodedVideo(frames, indices, media.seconds[indices].tolist(), info, replaced)

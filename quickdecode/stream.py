@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from threading import Semaphore
 from typing import Any
 
-import numpy as np
 import torch
 
 from .decode import Mismatch
@@ -15,15 +15,12 @@ from .errors import DecodeError, RequestError
 from .fill import Order, fill
 from .index import Way
 from .limits import DEFAULT_LIMITS, Limits
-from .picture import Pixels
-from .plan import Block
-from .probe import VideoInfo
-from .read import Options, checked_size, in_time, look, look_closer, resolved_in_time
+from .pool import Crew
+from .probe import Media, VideoInfo
+from .read import Choice, Options, checked_size, in_time, look, look_closer, resolved_in_time
+from .ring import Ring
 from .sample import Request, frame_indices, whole_number
 from .source import VideoSource
-
-BLOCKS_AHEAD_PER_WORKER = 4
-"""How far decoding may run ahead of the consumer, in blocks of the plan; each holds the frames of a key frame or so."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,25 +42,35 @@ class FrameBlock:
 
 
 class VideoStream:
-    """What stream_video returns: facts that are known at once, and the frames, once, by iterating."""
+    """What stream_video returns: facts that are known at once, and the frames, in order, by iterating."""
 
-    def __init__(self, source: VideoSource, request: Request, size: Any, block_frames: int, options: Options) -> None:
-        self._source, self._request, self._options = source, request, options
-        self._block_frames = block_frames
+    def __init__(
+        self, source: VideoSource, choose: Callable[[Media], Choice], block_frames: int, options: Options
+    ) -> None:
+        """
+        Args:
+            choose: names the frames, in ascending order, and their size once the file is known; asked again if its
+                frames have to be numbered in a surer way.
+            block_frames: how many frames the reader will take at a time, about.
+        """
+        self.source, self.options, self.block_frames = source, options, block_frames
+        self._choose = choose
         with in_time(source, options):
             resolved = resolved_in_time(source, options)
-            self._media = look(resolved, Way.TABLE, None, options)
-        self._size: tuple[int, int] = size or (self.info.height, self.info.width)
-        self.indices = frame_indices(request, self._media)
-        """(T,) numbers of the frames to come, ascending."""
-        options.limits.check_size(self.info.name, *self._size)
+            self.media = look(resolved, Way.TABLE, None, options)
+        self.indices, self.chosen_size = choose(self.media)
+        """(T,) numbers of the frames to come, ascending; and the size that was asked for, None for the file's own."""
+        options.limits.check_size(self.info.name, *self.size)
         options.limits.check_count(self.info.name, len(self.indices))
-        if self.indices != sorted(self.indices):
-            raise RequestError("indices are not in ascending order; sort them, or use read_video.")
 
     @property
     def info(self) -> VideoInfo:
-        return self._media.info
+        return self.media.info
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return self.chosen_size or (self.info.height, self.info.width)
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -71,74 +78,90 @@ class VideoStream:
 
     def __iter__(self) -> Iterator[FrameBlock]:
         """Blocks of block_frames frames (the last may be shorter). Raises what read_video raises."""
-        held: list[Pixels] = []
-        begin = ready = 0
-        for pixels in self._in_order():
-            held.append(pixels)
-            ready += len(pixels)
-            while ready - begin >= self._block_frames:
-                yield self._block(held, begin, begin + self._block_frames)
-                begin += self._block_frames
-        if ready > begin:
-            yield self._block(held, begin, ready)
+        with Reading(self) as reading:
+            while (begin := reading.position) < len(self):
+                frames = reading.take(min(self.block_frames, len(self) - begin))
+                indices = self.indices[begin : reading.position]
+                yield FrameBlock(frames, indices, self.media.seconds[indices].tolist())
 
-    def _block(self, held: list[Pixels], begin: int, end: int) -> FrameBlock:
-        """Take rows [begin, end) out of `held`, which starts with row `begin`."""
-        frames = np.empty((end - begin, 3, *self._size), np.uint8)
-        filled = 0
-        while filled < len(frames):
-            part = held[0][: len(frames) - filled]
-            frames[filled : filled + len(part)] = part
-            filled += len(part)
-            held[0] = held[0][len(part) :]
-            if not len(held[0]):
-                held.pop(0)
-        indices = self.indices[begin:end]
-        return FrameBlock(torch.from_numpy(frames), indices, self._media.seconds[indices].tolist())
+    def look_closer(self, mismatch: Mismatch, done: int, *, same: bool) -> None:
+        """Number the frames in a surer way and choose again; those delivered cannot be taken back.
 
-    def _in_order(self) -> Iterator[Pixels]:
-        """Runs of frames, first to last; after a Mismatch it goes on where it was, frames numbered in a surer way."""
-        done = 0
-        with in_time(self._source, self._options):
-            while done < len(self.indices):
-                try:
-                    for pixels in self._decoded(self.indices[done:]):
-                        done += len(pixels)
-                        yield pixels
-                except Mismatch as mismatch:
-                    self._media = look_closer(self._media, mismatch, self._options)
-                    self._keep(done)
-
-    def _decoded(self, wanted: list[int]) -> Iterator[Pixels]:
-        workers = self._options.workers
-        permits = Semaphore(workers * BLOCKS_AHEAD_PER_WORKER)
-        buffers: dict[int, Pixels] = {}
-
-        def buffer(block: Block) -> tuple[Pixels, int]:
-            rows = block.rows
-            buffers[rows[0]] = np.empty((len(rows), 3, *self._size), np.uint8)
-            return buffers[rows[0]], rows[0]
-
-        order = Order(self._media, wanted, self._size, buffer, self._options.interpolation)
-        finished: set[int] = set()
-        following = 0
-        for block in fill(order, workers=workers, deadline=self._options.deadline, permits=permits):
-            finished.add(block.rows[0])
-            while following in finished:
-                pixels = buffers.pop(following)
-                following += len(pixels)
-                permits.release()
-                yield pixels
-
-    def _keep(self, done: int) -> None:
-        """Ask again which frames are wanted; those delivered cannot be taken back."""
-        indices = frame_indices(self._request, self._media)
-        if indices[:done] != self.indices[:done]:
+        `same`: neither can the others. Raises DecodeError if the new choice does not fit.
+        """
+        self.media = look_closer(self.media, mismatch, self.options)
+        indices, size = self._choose(self.media)
+        given, promised = (indices, self.indices) if same else (indices[:done], self.indices[:done])
+        if given != promised or size != self.chosen_size:
             raise DecodeError(
                 f"{self.info.name}: its table of frames turned out wrong after {done} frames were delivered; "
-                "use read_video, which can start again."
+                "read it without streaming (read_video, or register() without stream=True), which can start again."
             )
         self.indices = indices
+
+
+class Reading:
+    """One pass over a stream's frames from row `first` on. Threads decode ahead from the moment it is made.
+
+    They stop at the last frame, after an error, on close(), and when the reading is dropped.
+    """
+
+    def __init__(self, stream: VideoStream, first: int = 0, *, same: bool = False) -> None:
+        """`same`: the stream's frame numbers have been promised to somebody, so they must stay what they are."""
+        self.stream, self._same = stream, same
+        self.position = first
+        """The next row."""
+        self._start()
+
+    def _start(self) -> None:
+        stream, options = self.stream, self.stream.options
+        wanted = stream.indices[self.position :]
+        self.ring = Ring((3, *stream.size), len(wanted), stream.block_frames, options.workers)
+        order = Order(stream.media, wanted, stream.size, self.ring, options.interpolation)
+        crew = fill(order, workers=options.workers, deadline=options.deadline)
+        self._reports = iter(crew)
+        self.close = weakref.finalize(self, _stop, self.ring, crew, os.getpid())
+
+    def take(self, count: int, *, pinned: bool = False) -> torch.Tensor:
+        """The next `count` frames, (count, 3, H, W) uint8, if wished in page-locked memory."""
+        out = torch.empty((count, 3, *self.stream.size), dtype=torch.uint8, pin_memory=pinned)
+        try:
+            with in_time(self.stream.source, self.stream.options):
+                self._take(out)
+        except BaseException:
+            self.close()
+            raise
+        if self.position == len(self.stream):
+            self.close()
+        return out
+
+    def _take(self, out: torch.Tensor) -> None:
+        pictures, taken = out.numpy(), 0
+        while taken < len(pictures):
+            ready = self.ring.ready(len(pictures) - taken)
+            if ready:
+                self.ring.take(pictures[taken : taken + ready])
+                taken += ready
+                self.position += ready
+                continue
+            try:
+                self.ring.fill(next(self._reports))
+            except Mismatch as mismatch:
+                self.close()
+                self.stream.look_closer(mismatch, self.position, same=self._same)
+                self._start()
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _stop(ring: Ring, crew: Crew[Any, Any], process: int) -> None:
+    if os.getpid() == process:  # a forked process has neither the threads nor, perhaps, the ring's lock
+        ring.close()
+        crew.close()
 
 
 def stream_video(
@@ -166,5 +189,13 @@ def stream_video(
     """
     request = Request.of(num_frames, fps, indices, start_seconds, end_seconds)
     block_frames = whole_number("block_frames", block_frames, at_least=1)
+    size = checked_size(size)
     options = Options.of(workers, timeout_seconds=timeout_seconds, limits=limits, interpolation=interpolation)
-    return VideoStream(source, request, checked_size(size), block_frames, options)
+
+    def choose(media: Media) -> Choice:
+        chosen = frame_indices(request, media)
+        if chosen != sorted(chosen):
+            raise RequestError("indices are not in ascending order; sort them, or use read_video.")
+        return chosen, size
+
+    return VideoStream(source, choose, block_frames, options)

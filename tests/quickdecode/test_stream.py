@@ -33,8 +33,8 @@ def test_same_frames_as_read_video(clip_folder: Path, name: str) -> None:
 
 
 def test_early_blocks_come_early_and_decoding_waits(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one block ahead and a consumer that stops after the first, most groups are never begun."""
-    from quickdecode import fill, stream
+    """With two frames of room and a consumer that stops after the first, most groups are never begun."""
+    from quickdecode import fill, ring
 
     begun = []
     decode = fill.SegmentDecoder.decode
@@ -44,7 +44,7 @@ def test_early_blocks_come_early_and_decoding_waits(clip_folder: Path, monkeypat
         return decode(self, segment, **options)
 
     monkeypatch.setattr(fill.SegmentDecoder, "decode", spy)
-    monkeypatch.setattr(stream, "BLOCKS_AHEAD_PER_WORKER", 1)
+    monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
     path = build(clip_folder, "intra.mp4")
     blocks = iter(quickdecode.stream_video(path, block_frames=1, workers=2))
     assert [read_number(frame) for frame in next(blocks).frames] == [0]
