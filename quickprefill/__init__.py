@@ -1,6 +1,7 @@
 """quickprefill: long videos through stock Hugging Face video LLMs, prefilled by groups into a pruned cache.
 
     quickprefill.apply(model, keep=0.5)     # the same model.generate(...) as before
+    quickprefill.estimate(model, inputs)    # bytes and work before, quickprefill.report(model) after
     quickprefill.remove(model)
 
 Importing changes nothing. Shapes, throughout the package: B batch, S sequence columns, T temporal slices, N video
@@ -9,7 +10,15 @@ tokens of a group, H query heads, K key-value heads, D head dimension, C hidden 
 
 from quickprefill.apply import apply, patched, remove, report
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.errors import CacheError, ConfigError, InputError, QuickPrefillError, UnsupportedModelError
+from quickprefill.errors import (
+    CacheError,
+    ConfigError,
+    InputError,
+    MemoryBudgetError,
+    QuickPrefillError,
+    UnsupportedModelError,
+)
+from quickprefill.estimate import Estimate, estimate
 from quickprefill.models import FAMILIES
 from quickprefill.policies import POLICIES
 
@@ -20,12 +29,15 @@ __all__ = [
     "POLICIES",
     "CacheError",
     "ConfigError",
+    "Estimate",
     "InputError",
+    "MemoryBudgetError",
     "QuickPrefillConfig",
     "QuickPrefillError",
     "UnsupportedModelError",
     "__version__",
     "apply",
+    "estimate",
     "patched",
     "remove",
     "report",

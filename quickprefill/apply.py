@@ -96,12 +96,32 @@ def report(model: Any = None) -> PrefillReport:
         InputError: the model is not patched, or has prefilled no video yet.
     """
     for target, _ in _targets(model):
-        patch: _Patch | None = getattr(target, _ATTRIBUTE, None)
-        if patch is None:
+        if getattr(target, _ATTRIBUTE, None) is None:
             raise InputError("the model is not patched; call quickprefill.apply(model) before generate()")
-        if patch.dispatcher.last_prefill is not None:
-            return patch.dispatcher.last_prefill.report()
+        last = last_report(target)
+        if last is not None:
+            return last
     raise InputError("no prefill yet: generate() has not met a video since apply()")
+
+
+def last_report(target: Any) -> PrefillReport | None:
+    """What a patched model's last prefill did; None before the first."""
+    patch: _Patch | None = getattr(target, _ATTRIBUTE, None)
+    recorder = None if patch is None else patch.dispatcher.last_prefill
+    return None if recorder is None else recorder.report()
+
+
+def configured(
+    model: Any, config: QuickPrefillConfig | None, overrides: dict[str, Any]
+) -> tuple[Any, Family, QuickPrefillConfig]:
+    """The host model, its family, and the config that apply() would use, or that the model is patched with."""
+    ((target, family),) = _targets(model)
+    patch: _Patch | None = getattr(target, _ATTRIBUTE, None)
+    if config is None and patch is not None:
+        config = patch.config
+    config = _configure(config, overrides)
+    config.check_layers(family.num_layers(target))
+    return target, family, config
 
 
 def _configure(config: QuickPrefillConfig | None, overrides: dict[str, Any]) -> QuickPrefillConfig:

@@ -33,8 +33,10 @@ class QuickPrefillConfig:
     answers are the stock model's. None: 0.5, or 1 where `keep_tokens` or a policy without a score sets the budget."""
     keep_tokens: int | None = None
     """At most this many of each group's video tokens stay. Given together with `keep`, the smaller budget holds."""
-    group_frames: int = 16
-    """Video frames prefilled at a time; even, because the vision tower merges two frames into one temporal slice."""
+    group_frames: int | Literal["auto"] = 16
+    """Video frames prefilled at a time; even, because the vision tower merges two frames into one temporal slice. "auto":
+    the most that fit the free memory, up to where more no longer helps; the number, and with it what is kept, may then
+    differ from one machine to another."""
     policy: str | Policy | Sequence[str | Policy] = "key_norm"
     """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage."""
     progress: bool = False
@@ -58,7 +60,8 @@ class QuickPrefillConfig:
             object.__setattr__(self, "keep", _DEFAULT_KEEP if scored and self.keep_tokens is None else 1.0)
         _check_share(self.keep)
         _check_whole("keep_tokens", self.keep_tokens, least=1, optional=True)
-        _check_whole("group_frames", self.group_frames, least=2, step=2)
+        if self.group_frames != "auto":
+            _check_whole("group_frames", self.group_frames, least=2, step=2, otherwise='"auto" or ')
         _check_whole("first_layer", self.first_layer, least=0)
         _check_whole("progressive_from", self.progressive_from, least=0, optional=True)
         decay = self.layer_decay
@@ -199,9 +202,12 @@ def _check_share(keep: object) -> None:
         raise ConfigError(f"keep must be a number with 0 < keep <= 1 (the share that stays), got {keep!r}")
 
 
-def _check_whole(name: str, value: object, *, least: int, step: int = 1, optional: bool = False) -> None:
+def _check_whole(
+    name: str, value: object, *, least: int, step: int = 1, optional: bool = False, otherwise: str = ""
+) -> None:
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least or value % step:
         kind = "an even integer" if step == 2 else "an integer"
-        raise ConfigError(f"{name} must be {'None or ' if optional else ''}{kind} >= {least}, got {value!r}")
+        otherwise = "None or " if optional else otherwise
+        raise ConfigError(f"{name} must be {otherwise}{kind} >= {least}, got {value!r}")

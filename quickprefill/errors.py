@@ -4,10 +4,18 @@ QuickPrefillError
 ├── ConfigError            a value of QuickPrefillConfig or of a policy that is out of range (also a ValueError)
 ├── UnsupportedModelError  a model, or a version of it, that no family covers (also a TypeError)
 ├── InputError             prompt, grids and pixels that do not fit together (also a ValueError)
+├── MemoryBudgetError      a prompt that does not fit the device's free memory (also a MemoryError)
 └── CacheError             an operation that a pruned cache cannot do (also a RuntimeError)
 """
 
-__all__ = ["CacheError", "ConfigError", "InputError", "QuickPrefillError", "UnsupportedModelError"]
+__all__ = [
+    "CacheError",
+    "ConfigError",
+    "InputError",
+    "MemoryBudgetError",
+    "QuickPrefillError",
+    "UnsupportedModelError",
+]
 
 
 class QuickPrefillError(Exception):
@@ -24,6 +32,10 @@ class UnsupportedModelError(QuickPrefillError, TypeError):
 
 class InputError(QuickPrefillError, ValueError):
     """Placeholders in the prompt that do not match the videos or images given with it."""
+
+
+class MemoryBudgetError(QuickPrefillError, MemoryError):
+    """A prompt for which not even the smallest group fits beside its cache."""
 
 
 class CacheError(QuickPrefillError, RuntimeError):

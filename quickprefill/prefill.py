@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -12,17 +12,17 @@ from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
 from quickprefill.batch import merge_rows
-from quickprefill.budget import num_kept
-from quickprefill.cache import ROOM_TOKENS, PrunedLayer
+from quickprefill.cache import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.decoder import Decoder, Text
 from quickprefill.errors import InputError
-from quickprefill.groups import Group, split_prompt
+from quickprefill.groups import Grid, Group, split_prompt
 from quickprefill.models.base import Family, Row
+from quickprefill.plan import largest_group_slices, plan_prompt
 from quickprefill.report import Recorder
 from quickprefill.tokens import VideoTokens
 
-__all__ = ["prefill"]
+__all__ = ["group_slices", "prefill"]
 
 
 def prefill(model: Any, family: Family, config: QuickPrefillConfig, call: dict[str, Any], recorder: Recorder) -> Any:
@@ -62,12 +62,16 @@ def _prefill_row(
     recorder: Recorder,
 ) -> tuple[list[PrunedLayer], torch.Tensor]:
     """Prefill one prompt. Returns its cache layers and the final hidden states of the wanted columns, (W, C)."""
-    group_slices = max(config.group_frames // family.frames_per_slice(model), 1)
     ids = row.ids.tolist()
     grids = [video.grid for video in row.videos]
-    groups, tail = split_prompt(ids, family.video_token_id(model), grids, group_slices)
+    geometry = family.geometry(model)
+    slices = group_slices(model, family, config, grids, len(ids))
+    groups, tail = split_prompt(ids, family.video_token_id(model), grids, slices)
+    plan = plan_prompt(geometry, config, groups, grids, len(ids) - tail)
+    recorder.group_frames = max(recorder.group_frames, slices * family.frames_per_slice(model))
+    recorder.flops += plan.flops
     cache, past_length = DynamicCache(), past[0].get_seq_length() if past else 0
-    capacity = past_length + _capacity(config, groups, len(ids) - tail)
+    capacity = past_length + plan.capacity
     cache.layers = [PrunedLayer.adopt(layer, capacity) for layer in past] or [
         PrunedLayer(capacity) for _ in range(family.num_layers(model))
     ]
@@ -189,6 +193,15 @@ class _Collector:
         return collected
 
 
+def group_slices(model: Any, family: Family, config: QuickPrefillConfig, grids: Sequence[Grid], num_tokens: int) -> int:
+    """Temporal slices in a group of a prompt of `num_tokens` tokens with these videos."""
+    if config.group_frames == "auto" and grids:
+        num_text = num_tokens - sum(grid.num_tokens for grid in grids)
+        return largest_group_slices(family.geometry(model), config, grids, num_text, model.device)
+    frames = config.group_frames if isinstance(config.group_frames, int) else 2
+    return max(frames // family.frames_per_slice(model), 1)
+
+
 def _unique(rows: list[Row]) -> tuple[list[Row], list[int]]:
     """The different prompts among the rows, and which of them each row is."""
     unique: list[Row] = []
@@ -208,12 +221,3 @@ def _wanted_columns(logits_to_keep: int | torch.Tensor, num_columns: int) -> tor
     if isinstance(logits_to_keep, int):
         return columns[-logits_to_keep:]
     return columns[logits_to_keep.cpu()]
-
-
-def _capacity(config: QuickPrefillConfig, groups: list[Group], num_tail: int) -> int:
-    """Cache slots that a prompt needs at its fullest, and room to decode into."""
-    stored = most = 0
-    for group in groups:
-        most = max(most, stored + group.num_text + group.num_video)
-        stored += group.num_text + num_kept(config, group.num_video, config.first_layer)
-    return max(most, stored + num_tail) + ROOM_TOKENS

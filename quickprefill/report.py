@@ -30,6 +30,10 @@ class PrefillReport:
     """Video tokens in each layer's cache."""
     cache_bytes: int
     """Keys and values stored in all layers, text included."""
+    group_frames: int
+    """Video frames in a full group: the config's, or what "auto" chose."""
+    flops: float
+    """Work in matrix products as planned, see quickprefill.estimate()."""
     seconds: dict[str, float]
     """encode (vision tower), compress, decode (decoder layers), prune (scores, selection and gathering)."""
 
@@ -43,9 +47,9 @@ class PrefillReport:
         stored = f"{low}" if low == high else f"{low} to {high}"
         seconds = ", ".join(f"{name} {value:.3f}" for name, value in self.seconds.items())
         return (
-            f"{self.video_tokens} video tokens in {self.groups} groups; {self.entered_tokens} entered the decoder, "
-            f"{self.finished_tokens} finished it, {stored} stored per layer; cache {self.cache_bytes / 2**20:.1f} MiB; "
-            f"seconds: {seconds}"
+            f"{self.video_tokens} video tokens in {self.groups} groups of {self.group_frames} frames; "
+            f"{self.entered_tokens} entered the decoder, {self.finished_tokens} finished it, {stored} stored per "
+            f"layer; cache {self.cache_bytes / 2**20:.1f} MiB; seconds: {seconds}"
         )
 
 
@@ -60,6 +64,8 @@ class Recorder:
     finished_tokens: int = 0
     stored_tokens: list[int] = field(default_factory=list)
     cache_bytes: int = 0
+    group_frames: int = 0
+    flops: float = 0.0
     _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     def stored(self, layer: int, count: int) -> None:
@@ -87,6 +93,8 @@ class Recorder:
             self.finished_tokens,
             tuple(self.stored_tokens),
             self.cache_bytes,
+            self.group_frames,
+            self.flops,
             seconds,
         )
 

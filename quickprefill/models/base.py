@@ -11,9 +11,35 @@ from typing import Any, ClassVar
 
 import torch
 
+from quickprefill.groups import Grid
 from quickprefill.video import PendingVideo
 
-__all__ = ["Family", "Row"]
+__all__ = ["Family", "Geometry", "Row"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a host model that memory and work depend on."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vision_layers: int
+    vision_hidden: int
+    vision_mlp: int
+    patches_per_token: int
+    """Patches of the vision tower that merge into one token."""
+    patch_values: int
+    """Numbers in a patch."""
+    dtype: torch.dtype
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,14 @@ class Family(ABC):
     @abstractmethod
     def num_layers(self, model: Any) -> int:
         """Decoder layers, which is also the number of cache layers."""
+
+    @abstractmethod
+    def geometry(self, model: Any) -> Geometry:
+        """The model's sizes."""
+
+    @abstractmethod
+    def grids(self, model: Any, inputs: Any) -> list[Grid]:
+        """The videos of a processor's output, in order."""
 
     @abstractmethod
     def has_video(self, call: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from quickprefill.attention import SUPPORTED
 from quickprefill.errors import InputError, UnsupportedModelError
 from quickprefill.groups import Grid
-from quickprefill.models.base import Family, Row
+from quickprefill.models.base import Family, Geometry, Row
 from quickprefill.video import PendingVideo
 
 __all__ = ["Qwen2_5_VL"]
@@ -91,6 +91,28 @@ class Qwen2_5_VL(Family):
 
     def num_layers(self, model: Any) -> int:
         return int(model.config.get_text_config().num_hidden_layers)
+
+    def geometry(self, model: Any) -> Geometry:
+        text, vision = model.config.get_text_config(), model.config.vision_config
+        return Geometry(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            mlp=text.intermediate_size,
+            vision_layers=vision.depth,
+            vision_hidden=vision.hidden_size,
+            vision_mlp=vision.intermediate_size,
+            patches_per_token=vision.spatial_merge_size**2,
+            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            dtype=model.dtype,
+        )
+
+    def grids(self, model: Any, inputs: Any) -> list[Grid]:
+        grids = inputs.get("video_grid_thw")
+        merge = model.config.vision_config.spatial_merge_size
+        return [] if grids is None else [Grid(t, h // merge, w // merge) for t, h, w in grids.tolist()]
 
     def has_video(self, call: dict[str, Any]) -> bool:
         return call.get("pixel_values_videos") is not None or _encoded(call, "video") is not None

@@ -21,6 +21,7 @@ def test_defaults():
     "config",
     [
         QuickPrefillConfig(),
+        QuickPrefillConfig(group_frames="auto"),
         QuickPrefillConfig(keep=0.25, keep_tokens=100, group_frames=64, policy="random", progress=True),
         QuickPrefillConfig(policy=KeyNorm(largest=True)),
         QuickPrefillConfig(policy=Random(seed=7)),
@@ -44,7 +45,7 @@ def test_keep_out_of_range(keep):
 
 @pytest.mark.parametrize("group_frames", [0, 1, 7, -2, 2.0, "16", True])
 def test_group_frames_odd_or_zero(group_frames):
-    with pytest.raises(ConfigError, match="group_frames must be an even integer >= 2"):
+    with pytest.raises(ConfigError, match='group_frames must be "auto" or an even integer >= 2'):
         QuickPrefillConfig(group_frames=group_frames)
 
 
