@@ -14,7 +14,7 @@ import numpy as np
 from .decode import CountingDecoder, Damaged, SegmentDecoder
 from .errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
 from .picture import PictureWriter, Pixels
-from .plan import Block, Segment, count_through, cut
+from .plan import Block, Segment, count_through, cut, ending_together
 from .pool import NEVER, Crew, Deadline
 from .probe import Media
 from .salvage import nearest_frames
@@ -83,6 +83,8 @@ def fill(order: Order, *, workers: int, deadline: Deadline = NEVER) -> Crew[Bloc
     media, buffer = order.media, order.buffer
     index, wanted = media.index, order.wanted
     blocks = count_through(wanted) if index is None else cut(index, wanted, workers=workers, most_rows=buffer.most_rows)
+    if buffer.most_rows is None:
+        blocks = ending_together(blocks, workers=workers)
     busy = min(workers, len(blocks))
     threads = 1 if media.damaged else decoder_threads(len(blocks), workers)
 

@@ -19,6 +19,8 @@ import numpy as np
 from .index import FrameIndex
 
 BLOCKS_PER_WORKER = 64
+TAIL_BLOCKS_PER_WORKER = 4
+"""How many of the last blocks are decoded largest first, where order does not matter."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Block:
 
     segments: tuple[Segment, ...]
 
+    @property
+    def cost(self) -> int:
+        """How many packets will probably be decoded."""
+        return sum(segment.cost for segment in self.segments)
+
 
 def cut(index: FrameIndex, wanted: Sequence[int], *, workers: int, most_rows: int | None = None) -> list[Block]:
     """Blocks that together produce frame wanted[row] for every row, earliest frames first.
@@ -60,6 +67,15 @@ def cut(index: FrameIndex, wanted: Sequence[int], *, workers: int, most_rows: in
             blocks.append(Block(tuple(run)))
             run, cost, rows = [], 0, 0
     return [*blocks, Block(tuple(run))] if run else blocks
+
+
+def ending_together(blocks: Sequence[Block], *, workers: int) -> list[Block]:
+    """The same blocks, the last few with the largest first, so that no worker is left alone with a large one.
+
+    Only the last few, because a file that is read forwards is read faster.
+    """
+    tail = max(len(blocks) - TAIL_BLOCKS_PER_WORKER * workers, 0)
+    return [*blocks[:tail], *sorted(blocks[tail:], key=lambda block: block.cost, reverse=True)]
 
 
 def count_through(wanted: Sequence[int]) -> list[Block]:
