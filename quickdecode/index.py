@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .moov import even_step
+from .source import Source
+
 Ints = npt.NDArray[np.int64]
 
 SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "mpeg4"})
@@ -120,7 +123,7 @@ def _irregular(pts: Ints, keys: Ints, shown: Ints) -> str | None:
     return None
 
 
-def table_index(stream: Any, container: str, first_pts: int, file_size: int) -> FrameIndex | None:
+def table_index(stream: Any, source: Source, container: str, first_pts: int) -> FrameIndex | None:
     """The index from an MP4's sample table; None unless the table is whole and evenly spaced.
 
     `first_pts` is the first decoded frame's. Frames are then assumed at first_pts + i * step; whoever decodes
@@ -132,28 +135,45 @@ def table_index(stream: Any, container: str, first_pts: int, file_size: int) -> 
         return None
     if stream.codec_context.name not in SEEKABLE_CODECS:
         return None
-    table = np.array([(entry.timestamp, entry.flags) for entry in entries], np.int64)
-    steps, flags = np.diff(table[:, 0]), table[:, 1]
-    keys = np.flatnonzero(flags & KEY_ENTRY)
-    if len(keys) == 0 or keys[0] != 0 or (flags & HIDDEN_ENTRY).any() or steps[0] <= 0 or np.ptp(steps) != 0:
+    with source.file() as file:
+        step = even_step(file, source.size, len(entries))
+    keys = _key_entries(entries)
+    if not step or len(keys) == 0 or keys[0] != 0 or _cut_off(entries, keys, source.size):
         return None
-    if max(entry.pos + entry.size for entry in entries[-LAST_ENTRIES:]) > file_size:
+    numbers = np.arange(len(entries), dtype=np.int64)
+    key_times = np.array([entries[int(key)].timestamp for key in keys], np.int64)
+    begin = int(key_times[0])
+    if (key_times != begin + keys * step).any() or entries[-1].timestamp != begin + numbers[-1] * step:
         return None
-    numbers = np.arange(len(table), dtype=np.int64)
-    frame_pts = first_pts + numbers * int(steps[0])
+    frame_pts = first_pts + numbers * step
     return FrameIndex(
         frame_pts=frame_pts,
         positions=numbers,
         keys=keys,
-        key_times=table[keys, 0],
+        key_times=key_times,
         key_pts=None,
         by_dts=True,
-        num_packets=len(table),
-        end_pts=int(frame_pts[-1] + steps[0]),
+        num_packets=len(numbers),
+        end_pts=int(frame_pts[-1] + step),
     )
 
 
-KEY_ENTRY = 0x1
-HIDDEN_ENTRY = 0x2
+def _key_entries(entries: Any) -> Ints:
+    """Where the key frames are, found by jumping from one to the next."""
+    keys: list[int] = []
+    following = 0 if entries[0].is_keyframe else -1
+    while following >= 0 and (not keys or following > keys[-1]):
+        keys.append(following)
+        following = entries.search_timestamp(entries[following].timestamp + 1, backward=False)
+    return np.array(keys, np.int64)
+
+
+def _cut_off(entries: Any, keys: Ints, file_size: int) -> bool:
+    """Whether an edit list hides frames at either end, or the file ends before its data does."""
+    first, last = (entries[: int(keys[1])], entries[int(keys[-2]) :]) if len(keys) > 1 else (entries[:], [])
+    tail = entries[-LAST_ENTRIES:]
+    return any(entry.is_discard for entry in [*first, *last]) or max(e.pos + e.size for e in tail) > file_size
+
+
 LAST_ENTRIES = 64
 """A truncated file lacks the data of its last entries."""

@@ -125,7 +125,7 @@ def _inspect(source: Source, at_least: Way, why: str | None, limits: Limits, sto
         scan = _Scan(container, stream, source.name, stop)
         index: FrameIndex | str | None = None
         if at_least == Way.TABLE:
-            index = table_index(stream, container.format.name, scan.first.pts or 0, source.size)
+            index = table_index(stream, source, container.format.name, scan.first.pts or 0)
         way = Way.PACKETS if index is None else Way.TABLE
         if index is None:
             index = scan.to_the_end().index(container.format.name, stream.codec_context.name)

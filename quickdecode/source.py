@@ -72,6 +72,10 @@ class Source:
             buffer_size=MEMORY_BUFFER,
         )
 
+    def file(self) -> IO[bytes]:
+        """The bytes themselves, to read them without FFmpeg."""
+        return open(self.path, "rb") if self.path is not None else io.BytesIO(self.data or b"")
+
     @property
     def size(self) -> int:
         """Bytes."""

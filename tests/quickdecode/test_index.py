@@ -43,6 +43,21 @@ def test_packets_are_read_where_frames_are_hidden(clip: Path, clip_folder: Path)
     assert inspect(resolve(path)).way == Way.PACKETS
 
 
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_frames_hidden_behind_the_end_of_an_edit(clip: Path, clip_folder: Path, share: float) -> None:
+    content = bytearray(clip.read_bytes())
+    place = content.index(b"elst") + 12
+    duration = int.from_bytes(content[place : place + 4], "big")
+    content[place : place + 4] = round(duration * share).to_bytes(4, "big")
+    path = clip_folder / f"ends-at-{share}.mp4"
+    path.write_bytes(content)
+    truth = sequential_rgb(path)
+    assert len(truth) < 60
+    video = quickdecode.read_video(path)
+    assert len(video) == len(truth)
+    assert all(np.array_equal(ours.permute(1, 2, 0), theirs) for ours, theirs in zip(video.frames, truth, strict=True))
+
+
 def rewritten(source: Path, target: Path, change: Any) -> Path:
     """Copy packets, `change(number, packet)` altering each."""
     with av.open(str(source)) as given, av.open(str(target), "w") as output:
