@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, video_utils
+from transformers import AutoProcessor, pipeline, video_utils
 from transformers.video_processing_utils import BaseVideoProcessor
 
 import quickdecode
@@ -67,6 +67,25 @@ def test_apply_chat_template_with_a_path(clip: Path, processor: Any) -> None:
     assert torch.equal(inputs["pixel_values_videos"], expected["pixel_values_videos"])
     assert torch.equal(inputs["video_grid_thw"], expected["video_grid_thw"])
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_pipelines_that_take_a_conversation(task: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[int], list[int]]] = []
+    read = video_utils.VIDEO_DECODERS["quickdecode"]
+
+    def noting(path: str, sample: Any, **options: Any) -> Any:
+        frames, metadata = read(path, sample, **options)
+        seen.append(([read_number(frame) for frame in frames], [int(i) for i in metadata.frames_indices]))
+        return frames, metadata
+
+    monkeypatch.setitem(video_utils.VIDEO_DECODERS, "quickdecode", noting)
+    pipe = pipeline(task, model=str(CHECKPOINT), device="cpu")
+    (answer,) = pipe(text=conversation(clip), max_new_tokens=2, return_full_text=False)
+    assert answer["generated_text"]
+    [(shown, asked)] = seen
+    assert shown == asked
+    assert asked[0] == 0 and len(asked) >= 4
 
 
 def test_several_videos_in_a_batch(clip: Path, make_clip: ClipMaker, processor: Any) -> None:
