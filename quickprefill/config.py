@@ -34,9 +34,9 @@ class QuickPrefillConfig:
     keep_tokens: int | None = None
     """At most this many of each group's video tokens stay. Given together with `keep`, the smaller budget holds."""
     group_frames: int | Literal["auto"] = 16
-    """Video frames prefilled at a time; even, because the vision tower merges two frames into one temporal slice. "auto":
-    the most that fit the free memory, up to where more no longer helps; the number, and with it what is kept, may then
-    differ from one machine to another."""
+    """Video frames prefilled at a time; even, because the vision tower merges two frames into one temporal slice.
+    "auto": the most that fit the free memory, up to where more no longer helps; the number, and with it what is kept,
+    may then differ from one machine to another."""
     policy: str | Policy | Sequence[str | Policy] = "key_norm"
     """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage."""
     progress: bool = False

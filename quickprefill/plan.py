@@ -21,7 +21,7 @@ from quickprefill.models.base import Geometry
 __all__ = ["ENOUGH_TOKENS", "Plan", "free_bytes", "largest_group_slices", "plan_prompt", "split_lengths"]
 
 ENOUGH_TOKENS = {"cpu": 1024}
-"""Device type -> tokens of a group beyond which nothing gets faster; on the CPU larger groups fall out of the caches."""
+"""Device type -> tokens of a group beyond which nothing gets faster; a CPU's caches hold no larger group."""
 _ENOUGH_TOKENS_ELSEWHERE = 8192
 _SHARE_OF_FREE = 0.8
 """Share of the free memory that "auto" plans with; allocators need some room between blocks."""

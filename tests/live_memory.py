@@ -1,4 +1,4 @@
-"""PeakLiveBytes: the most bytes that tensors made in a with block held at once, on any device, without scratch space."""
+"""PeakLiveBytes: the most bytes that tensors made in a with block hold at once; kernels' scratch space is not seen."""
 
 from __future__ import annotations
 

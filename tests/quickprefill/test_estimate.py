@@ -59,9 +59,8 @@ def test_rows_of_a_batch_are_added_up(model):
 def test_flops_are_counted_as_torch_counts_them():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = tiny_model(
-        "eager", hidden_size=96, num_attention_heads=12, num_hidden_layers=2
-    )  # the counter does not see every fused kernel
+    # Eager, because the counter does not see every fused kernel.
+    model = tiny_model("eager", hidden_size=96, num_attention_heads=12, num_hidden_layers=2)
     inputs = make_inputs(prompt(3, Clip((8, 8, 8)), 5))
     guess = quickprefill.estimate(model, inputs, keep=1.0, group_frames=4)
     with quickprefill.patched(model, keep=1.0, group_frames=4), FlopCounterMode(display=False) as counter:
