@@ -20,8 +20,8 @@ from .errors import (
 )
 from .hosts import register, unregister
 from .limits import Limits
-from .probe import VideoInfo, probe
-from .read import DecodedVideo, read_video, read_videos
+from .probe import VideoInfo
+from .read import DecodedVideo, probe, read_video, read_videos
 from .stream import FrameBlock, VideoStream, stream_video
 
 __all__ = [

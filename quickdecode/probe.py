@@ -18,7 +18,7 @@ from .limits import DEFAULT_LIMITS, Limits
 from .pool import Cancelled
 from .sequential import all_frames, video_stream
 from .skip import skips_unreferenced
-from .source import Source, VideoSource, resolve
+from .source import Source
 
 CACHED_FILES = 8
 """An hour of video takes some 3 MB here."""
@@ -66,18 +66,6 @@ class Media:
     """Whether pictures that nothing refers to may be left out of decoding."""
     damaged: bool = False
     """Whether counting met errors; what a decoder makes of them depends on its number of threads."""
-
-
-def probe(source: VideoSource, *, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
-    """Number of frames, size, rate and duration of a video, mostly without decoding more than its first frame.
-
-    Raises SourceError if the source is missing, empty, damaged, not a video, or has no video stream; LimitError
-    if it is larger than `limits`.
-
-    >>> probe("talk.mp4").num_frames  # doctest: +SKIP
-    18000
-    """
-    return inspect(resolve(source, limits=limits), limits=limits).info
 
 
 _cache: OrderedDict[tuple[object, ...], Media] = OrderedDict()

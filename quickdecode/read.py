@@ -1,11 +1,11 @@
-"""read_video: probe, sample, plan, decode on threads, deliver."""
+"""read_video: probe, sample, plan, decode on threads, deliver. And probe, which stops after the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, TypeAlias
 
 import torch
@@ -17,7 +17,7 @@ from .fill import Order, Whole, fill
 from .index import Way
 from .limits import DEFAULT_LIMITS, Limits
 from .picture import INTERPOLATIONS
-from .pool import Deadline, call
+from .pool import Crew, Deadline, call
 from .probe import Media, VideoInfo, inspect
 from .sample import Request, frame_indices, is_number, whole_number
 from .source import Source, VideoSource, describe, resolve
@@ -80,6 +80,20 @@ class Options:
         return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation)
 
 
+def probe(source: VideoSource, *, timeout_seconds: float | None = None, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
+    """Number of frames, size, rate and duration of a video, mostly without decoding more than its first frame.
+
+    Raises SourceError if the source is missing, empty, damaged, not a video, or has no video stream; LimitError
+    if it is larger than `limits`; ReadTimeoutError after `timeout_seconds` (None: never).
+
+    >>> probe("talk.mp4").num_frames  # doctest: +SKIP
+    18000
+    """
+    options = Options.of(workers=1, timeout_seconds=timeout_seconds, limits=limits)
+    with in_time(source, options):
+        return look(resolved_in_time(source, options), Way.TABLE, None, options).info
+
+
 def read_video(
     source: VideoSource,
     *,
@@ -140,12 +154,31 @@ def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[Decode
     listed = list(sources)
     workers = Options.of(arguments.pop("workers", None)).workers
     at_once = max(min(workers, len(listed)), 1)
+    answers: list[DecodedVideo | Exception | None] = [None] * len(listed)
 
-    def read(source: VideoSource) -> DecodedVideo:
-        return read_video(source, workers=max(workers // at_once, 1), **arguments)
+    @contextmanager
+    def worker(_: Event) -> Iterator[Callable[[int], Iterator[None]]]:
+        yield read
 
-    with ThreadPoolExecutor(at_once) as executor:
-        return list(executor.map(read, listed))
+    def read(number: int) -> Iterator[None]:
+        try:
+            answers[number] = read_video(listed[number], workers=max(workers // at_once, 1), **arguments)
+        except Exception as error:
+            answers[number] = error
+        yield
+
+    with Crew(range(len(listed)), worker, workers=at_once) as crew:
+        for _ in crew:
+            pass
+    return [_given(answer) for answer in answers]
+
+
+def _given(answer: DecodedVideo | Exception | None) -> DecodedVideo:
+    """Raises `answer` if it is an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    assert answer is not None
+    return answer
 
 
 Choice: TypeAlias = tuple[list[int], tuple[int, int] | None]

@@ -7,6 +7,7 @@ import binascii
 import http.client
 import io
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,9 +144,12 @@ def _from_bytes(data: bytes, name: str) -> Source:
 
 def _from_file_object(file: Any) -> Source:
     name = str(getattr(file, "name", f"<{type(file).__name__}>"))
-    if hasattr(file, "seek"):
-        file.seek(0)
-    data = file.getvalue() if hasattr(file, "getvalue") else file.read()
+    try:
+        if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+            file.seek(0)
+        data = file.getvalue() if hasattr(file, "getvalue") else file.read()
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{name}: the file object cannot be read ({error}); open it again or pass a path.") from error
     if not isinstance(data, bytes):
         raise SourceError(f"{name}: the file object returns {type(data).__name__}; open it in binary mode ('rb').")
     return _from_bytes(data, name)
@@ -180,6 +184,8 @@ def _download(url: str, timeout_seconds: float, limits: Limits) -> bytes:
                 size += len(part)
                 limits.check_download(url, size)
     except (http.client.HTTPException, OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise SourceError(f"{url}: the download failed ({error}); check the address, or pass a local file.") from error
     return b"".join(parts)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import av
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -54,6 +58,8 @@ def test_timeout(clip: Path) -> None:
     with pytest.raises(quickdecode.ReadTimeoutError, match=r"plain\.mp4: not read within timeout_seconds=0.05"):
         quickdecode.read_video(clip, size=(2400, 4000), timeout_seconds=0.05)
     assert time.monotonic() - began < 5
+    while threads() and time.monotonic() - began < 10:
+        time.sleep(0.05)
     assert not threads()
 
 
@@ -88,6 +94,57 @@ def test_bad_timeout(clip: Path, timeout: float) -> None:
         quickdecode.read_video(clip, timeout_seconds=timeout)
 
 
+READERS: dict[str, Callable[..., Any]] = {
+    "probe": quickdecode.probe,
+    "read_video": quickdecode.read_video,
+    "read_videos": lambda source, **options: quickdecode.read_videos([source], **options),
+    "stream_video": lambda source, **options: list(quickdecode.stream_video(source, **options)),
+}
+
+
+class Blocked(io.BytesIO):
+    """A source that answers nothing until the test ends."""
+
+    def __init__(self, end: threading.Event) -> None:
+        self._end = end
+
+    def getvalue(self) -> bytes:
+        self._end.wait(30)
+        return b""
+
+
+@pytest.fixture
+def end() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_timeout_of_a_file_object_that_blocks(reader: str, end: threading.Event) -> None:
+    began = time.monotonic()
+    with pytest.raises(quickdecode.ReadTimeoutError, match=r"<Blocked>: not read within timeout_seconds=0.2"):
+        READERS[reader](Blocked(end), timeout_seconds=0.2)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_timeout_while_ffmpeg_opens_the_file(
+    reader: str, clip: Path, end: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "open", lambda *_, **__: end.wait(30))
+    began = time.monotonic()
+    with pytest.raises(quickdecode.ReadTimeoutError, match=r"\.mp4: not read within timeout_seconds=0.2"):
+        READERS[reader](shutil.copy(clip, clip.with_name(f"blocked-{reader}.mp4")), timeout_seconds=0.2)
+    assert time.monotonic() - began < 5
+
+
+BLOCKED = """
+import av, sys, threading, quickdecode
+av.open = lambda *_, **__: threading.Event().wait(30)
+print("opening", flush=True)
+getattr(quickdecode, sys.argv[2])([sys.argv[1]] if sys.argv[2] == "read_videos" else sys.argv[1])
+"""
 INTERRUPTED = """
 import sys, quickdecode
 print("reading", flush=True)
@@ -97,9 +154,13 @@ while True:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_ends_a_read_at_once(clip: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "reader"),
+    [(INTERRUPTED, "read_video"), (BLOCKED, "probe"), (BLOCKED, "read_videos"), (BLOCKED, "stream_video")],
+)
+def test_ctrl_c_ends_a_read_at_once(clip: Path, program: str, reader: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(clip)],
+        [sys.executable, "-c", program, str(clip), reader],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(quickdecode.__file__).parents[1],

@@ -6,6 +6,7 @@ import base64
 import functools
 import http.server
 import io
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,3 +141,16 @@ def test_playlist_in_disguise_opens_nothing_else(clip: Path, tmp_path: Path, kin
     for source in (disguised, content):
         with pytest.raises(quickdecode.SourceError):
             quickdecode.read_video(source)
+
+
+def test_a_pipe_is_read_as_it_comes(clip: Path) -> None:
+    with subprocess.Popen(["cat", str(clip)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert quickdecode.probe(process.stdout).num_frames == 60
+
+
+def test_a_closed_file_object(clip: Path) -> None:
+    file = clip.open("rb")
+    file.close()
+    with pytest.raises(quickdecode.SourceError, match="the file object cannot be read"):
+        quickdecode.probe(file)
