@@ -72,6 +72,21 @@ class VideoStream:
         """Height and width of the frames."""
         return self.chosen_size or (self.info.height, self.info.width)
 
+    @property
+    def ascending(self) -> bool:
+        """Whether the frames were chosen in the order in which the file gives them; others cannot be streamed."""
+        return self.indices == sorted(self.indices)
+
+    @property
+    def timestamps(self) -> list[float]:
+        """(T,) start of each frame in seconds after the start of the first frame of the file."""
+        return self.seconds(0, len(self))
+
+    def seconds(self, begin: int, end: int) -> list[float]:
+        """Timestamps of rows [begin, end)."""
+        seconds: list[float] = self.media.seconds[self.indices[begin:end]].tolist()
+        return seconds
+
     def __len__(self) -> int:
         """Number of frames."""
         return len(self.indices)
@@ -81,8 +96,8 @@ class VideoStream:
         with Reading(self) as reading:
             while (begin := reading.position) < len(self):
                 frames = reading.take(min(self.block_frames, len(self) - begin))
-                indices = self.indices[begin : reading.position]
-                yield FrameBlock(frames, indices, self.media.seconds[indices].tolist())
+                end = reading.position
+                yield FrameBlock(frames, self.indices[begin:end], self.seconds(begin, end))
 
     def look_closer(self, mismatch: Mismatch, done: int, *, same: bool) -> None:
         """Number the frames in a surer way and choose again; those delivered cannot be taken back.
@@ -192,10 +207,7 @@ def stream_video(
     size = checked_size(size)
     options = Options.of(workers, timeout_seconds=timeout_seconds, limits=limits, interpolation=interpolation)
 
-    def choose(media: Media) -> Choice:
-        chosen = frame_indices(request, media)
-        if chosen != sorted(chosen):
-            raise RequestError("indices are not in ascending order; sort them, or use read_video.")
-        return chosen, size
-
-    return VideoStream(source, choose, block_frames, options)
+    stream = VideoStream(source, lambda media: (frame_indices(request, media), size), block_frames, options)
+    if not stream.ascending:
+        raise RequestError("indices are not in ascending order; sort them, or use read_video.")
+    return stream

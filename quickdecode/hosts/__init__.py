@@ -8,13 +8,17 @@ from typing import Protocol
 from ..errors import HostError
 from .qwen_vl_utils import QwenUtils
 from .transformers import Transformers
+from .video_processor import VideoProcessor
 
 
 class Host(Protocol):
     """A library whose video reading can be taken over."""
 
-    def install(self) -> None:
-        """Take over; without effect the second time. Raises HostError, before any change, if a seam is absent."""
+    streams: bool
+    """Whether it has been taken over by a reader that streams."""
+
+    def install(self, *, stream: bool) -> None:
+        """Take over, if it is not so already. Raises HostError, before any change, if a seam is absent."""
 
     def remove(self) -> None:
         """Undo install(); without effect if there is nothing to undo."""
@@ -27,8 +31,16 @@ HOSTS: dict[str, Host] = {
 }
 
 
-def register(*hosts: str) -> list[str]:
+VIDEO_PROCESSOR = VideoProcessor()
+"""Between the readers and the model; taken over while anything streams."""
+
+
+def register(*hosts: str, stream: bool = False) -> list[str]:
     """Make these libraries (by default all supported ones that are installed) read videos with quickdecode.
+
+    With `stream`, videos are returned at once, as tensors whose frames are still being decoded. A processor of the
+    Qwen2-VL family passes them on as such, and a model that prefills by groups takes frames as they come; whatever
+    else touches such a tensor waits for the whole video. Calling again with another `stream` switches.
 
     Returns the names of the libraries served. Raises HostError if one is unknown, missing, or lacks what has
     to be replaced; nothing is changed in it then.
@@ -38,7 +50,8 @@ def register(*hosts: str) -> list[str]:
     if not chosen:
         raise HostError(f"none of {', '.join(HOSTS)} is installed; install one of them, or call read_video directly.")
     for name in chosen:
-        HOSTS[name].install()
+        HOSTS[name].install(stream=stream)
+    _follow(stream=stream)
     return chosen
 
 
@@ -47,6 +60,14 @@ def unregister(*hosts: str) -> None:
     _check(hosts)
     for name in hosts or HOSTS:
         HOSTS[name].remove()
+    _follow(stream=False)
+
+
+def _follow(*, stream: bool) -> None:
+    if stream and find_spec("transformers") is not None:
+        VIDEO_PROCESSOR.install()
+    elif not any(host.streams for host in HOSTS.values()):
+        VIDEO_PROCESSOR.remove()
 
 
 def _check(hosts: tuple[str, ...]) -> None:

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from ..errors import HostError, RequestError
+from ..frames import read_or_stream
 from ..probe import Media
-from ..read import Choice, Options, read_chosen
+from ..read import Choice, Options
 from .replace import Replacements
 
 NAME = "quickdecode"
@@ -60,16 +61,19 @@ class QwenUtils:
         self._package = package
         self._module = module
         self._replaced = Replacements()
+        self.streams = False
 
-    def install(self) -> None:
+    def install(self, *, stream: bool = False) -> None:
         """Make the package read with quickdecode. Raises HostError, before any change, if a seam is absent."""
-        if self._replaced:
+        if self._replaced and self.streams == stream:
             return
         host = self._host()
+        self.remove()
+        self.streams = stream
         original, readers = host.fetch_video, host.VIDEO_READER_BACKENDS
         fetch_video = _telling_patch_size(original, host)
         self._replaced.afterwards(host.get_video_reader_backend.cache_clear)
-        self._replaced.item(readers, NAME, functools.partial(read, host))
+        self._replaced.item(readers, NAME, functools.partial(read, host, stream=stream))
         self._replaced.item(readers, "torchvision", _raising_our_error(readers["torchvision"]))
         self._replaced.attribute(host, "FORCE_QWENVL_VIDEO_READER", NAME)
         for holder in self._holders(host):
@@ -80,6 +84,7 @@ class QwenUtils:
     def remove(self) -> None:
         """Put back what install() replaced, except where somebody else has replaced it since."""
         self._replaced.undo()
+        self.streams = False
 
     def _holders(self, host: Any) -> list[Any]:
         """The module and the packages above it, which export its functions."""
@@ -103,16 +108,16 @@ class QwenUtils:
         return host
 
 
-def read(host: Any, element: Element) -> Answer:
+def read(host: Any, element: Element, *, stream: bool = False) -> Answer:
     """A reader as the table wants it: frames (T, 3, H, W) uint8, metadata, sampled frames per second."""
     try:
-        return _read(host, element)
+        return _read(host, element, stream)
     except Exception as error:
         _failure.set((element, error))
         raise
 
 
-def _read(host: Any, element: Element) -> Answer:
+def _read(host: Any, element: Element, stream: bool) -> Answer:
     total, sample_fps = 0, 0.0
 
     def choose(media: Media) -> Choice:
@@ -121,7 +126,8 @@ def _read(host: Any, element: Element) -> Answer:
         sample_fps = len(wanted) / max(total, 1e-6) * media.info.fps
         return wanted, _target_size(host, element, media, len(wanted))
 
-    video = read_chosen(_source(element["video"]), choose, Options.of())
+    # fetch_video resizes what is not of its size, and would wait for every frame to do so.
+    video = read_or_stream(_source(element["video"]), choose, Options.of(), stream=stream, resized=True)
     metadata = {
         "fps": video.info.fps,
         "frames_indices": video.indices,

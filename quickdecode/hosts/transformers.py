@@ -11,6 +11,7 @@ Which frames are read is decided by the processor, as with any other backend.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from ..errors import HostError
+from ..frames import read_or_stream
 from ..probe import Media
-from ..read import Choice, Options, read_chosen
+from ..read import Choice, Options
 from ..source import VideoSource
 from .replace import Replacements
 
@@ -35,23 +37,27 @@ class Transformers:
 
     def __init__(self) -> None:
         self._replaced = Replacements()
+        self.streams = False
 
-    def install(self) -> None:
+    def install(self, *, stream: bool = False) -> None:
         """Make transformers read with quickdecode. Raises HostError, before any change, if a seam is absent."""
-        if self._replaced:
+        if self._replaced and self.streams == stream:
             return
         utils, processing = _modules()
-        self._replaced.item(utils.VIDEO_DECODERS, NAME, read_video_quickdecode)
+        self.remove()
+        self.streams = stream
+        self._replaced.item(utils.VIDEO_DECODERS, NAME, functools.partial(read_video_quickdecode, stream=stream))
         holder = next(cls for cls in processing.BaseVideoProcessor.__mro__ if "fetch_videos" in vars(cls))
         self._replaced.attribute(holder, "fetch_videos", _fetch_videos(utils))
 
     def remove(self) -> None:
         """Put back what install() replaced, except where somebody else has replaced it since."""
         self._replaced.undo()
+        self.streams = False
 
 
 def read_video_quickdecode(
-    video_path: VideoSource, sample_indices_fn: Callable[..., Any], **options: Any
+    video_path: VideoSource, sample_indices_fn: Callable[..., Any], stream: bool = False, **options: Any
 ) -> tuple[torch.Tensor, Any]:
     """A decoder as VIDEO_DECODERS wants it: frames (T, 3, H, W) uint8, and a VideoMetadata.
 
@@ -74,7 +80,7 @@ def read_video_quickdecode(
         metadata.frames_indices = sample_indices_fn(metadata=metadata, **options)
         return [int(index) for index in metadata.frames_indices], None
 
-    video = read_chosen(video_path, choose, Options.of())
+    video = read_or_stream(video_path, choose, Options.of(), stream=stream)
     return video.frames, metadata
 
 

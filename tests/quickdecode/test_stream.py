@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 import quickdecode
-from tests.clips import read_number
+from quickdecode import ring
+from quickdecode.stream import Reading
+from tests.clips import ClipMaker, read_number
 from tests.quickdecode.corpus import build
 
 NAMES = ["plain.mp4", "open.mp4", "h264.ts", "vp9.webm", "hevc.mkv", "divx.avi", "raw.h264", "one.mp4", "intra.mp4"]
@@ -34,7 +37,7 @@ def test_same_frames_as_read_video(clip_folder: Path, name: str) -> None:
 
 def test_early_blocks_come_early_and_decoding_waits(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two frames of room and a consumer that stops after the first, most groups are never begun."""
-    from quickdecode import fill, ring
+    from quickdecode import fill
 
     begun = []
     decode = fill.SegmentDecoder.decode
@@ -67,3 +70,42 @@ def test_errors(clip: Path, tmp_path: Path) -> None:
 
 def test_block_repr(clip: Path) -> None:
     assert repr(next(iter(quickdecode.stream_video(clip)))) == "FrameBlock(16 frames, 0 to 15)"
+
+
+@pytest.mark.parametrize("name", ["long-group.mp4", "counted"])
+def test_a_stream_holds_a_few_blocks_whatever_its_length(
+    make_clip: ClipMaker, clip_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also where one group of pictures, or a whole file whose frames must be counted, is longer than the buffer."""
+    monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
+    path = build(clip_folder, "raw.h264") if name == "counted" else make_clip(name, frames=90, gop=40)
+    stream = quickdecode.stream_video(path, block_frames=3, size=(56, 84), workers=3)
+    with Reading(stream) as reading:
+        numbers = []
+        while reading.position < len(stream):
+            numbers += [read_number(frame) for frame in reading.take(min(3, len(stream) - reading.position))]
+            assert reading.ring.nbytes == 2 * 3 * 3 * 56 * 84, "two blocks"
+    assert numbers == stream.indices
+
+
+def test_one_frame_for_more_rows_than_there_is_room(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
+    indices = [*[3] * 11, 4, *[20] * 9, 59]
+    blocks = quickdecode.stream_video(clip, indices=indices, block_frames=2, workers=2)
+    assert [read_number(frame) for block in blocks for frame in block.frames] == indices
+
+
+def test_dropping_a_reading_stops_its_threads(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
+    reading = Reading(quickdecode.stream_video(clip, block_frames=1, workers=2))
+    reading.take(1)
+    assert any(thread.name.startswith("quickdecode") for thread in threading.enumerate())
+    del reading
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("quickdecode")]
+
+
+def test_a_timeout_counts_while_the_reader_waits(clip: Path) -> None:
+    late = quickdecode.stream_video(clip, timeout_seconds=0.4)
+    time.sleep(0.5)
+    with pytest.raises(quickdecode.ReadTimeoutError, match=r"plain\.mp4"):
+        list(late)
