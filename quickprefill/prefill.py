@@ -42,10 +42,14 @@ def prefill(model: Any, family: Family, config: QuickPrefillConfig, call: dict[s
     logical_length = cache.get_seq_length() + num_columns
     wanted = _wanted_columns(call.get("logits_to_keep", 0), num_columns)
     layers, hidden = [], []
-    for row in rows:
-        row_layers, row_hidden = _prefill_row(model, family, config, row, cache.layers, wanted, recorder)
-        layers.append(row_layers)
-        hidden.append(row_hidden)
+    try:
+        for row in rows:
+            row_layers, row_hidden = _prefill_row(model, family, config, row, cache.layers, wanted, recorder)
+            layers.append(row_layers)
+            hidden.append(row_hidden)
+    finally:
+        for video in (video for row in rows for video in row.videos):
+            video.close()
     cache.layers[:] = [merge_rows(list(same), row_of, logical_length) for same in zip(*layers, strict=True)]
     recorder.prompts = len(rows)
     recorder.cache_bytes = sum(layer.stored_bytes for layer in cache.layers)

@@ -283,12 +283,13 @@ def _pending_videos(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> li
             f"{sum(patches)}; pass both from one processor call"
         )
 
+    visual = model.model.visual
+    device = getattr(getattr(visual, "_hf_hook", None), "execution_device", None)
+    device = torch.device(visual.device if device is None else device)
+
     def encoder(height: int, width: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
         def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
-            visual = model.model.visual
-            hook = getattr(visual, "_hf_hook", None)
-            device = getattr(hook, "execution_device", None)
-            rows = rows.to(visual.device if device is None else device, non_blocking=True)
+            rows = rows.to(device, non_blocking=True)
             grid = torch.tensor([[slices, height, width]], device=rows.device)
             output = model.model.get_video_features(rows, grid, return_dict=True)
             return torch.cat(tuple(output.pooler_output))
@@ -296,6 +297,6 @@ def _pending_videos(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> li
         return encode
 
     return [
-        PendingVideo(rows, Grid(t, h // merge, w // merge), encoder(h, w))
+        PendingVideo(rows, Grid(t, h // merge, w // merge), encoder(h, w), device)
         for rows, (t, h, w) in zip(torch.split(pixels, patches), grids.tolist(), strict=True)
     ]
