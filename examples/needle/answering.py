@@ -65,6 +65,11 @@ class Answerer:
                 "it cannot be asked about clips; pass a video model such as a Qwen2.5-VL checkpoint with --model"
             )
 
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
     def watch(self, path: Path, frames: int) -> Video:
         """Read `frames` frames of a clip."""
         size = {"resized_height": self.frame_size, "resized_width": self.frame_size}

@@ -70,9 +70,12 @@ def plot_curves(history: dict[str, Any], path: Path) -> None:
 
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 7), sharex=True)
     steps = [point["step"] for point in history["train"]]
-    above.plot(steps, [point["loss"] for point in history["train"]], color="black")
+    for name in history["train"][0]["loss"] if steps else ():
+        above.plot(steps, [point["loss"][name] for point in history["train"]], label=name)
     above.set_ylabel("training loss")
     above.set_yscale("log")
+    if steps:
+        above.legend(fontsize="small")
     for task in TASKS:
         (line,) = below.plot(steps, [point.get(task, 0.0) for point in history["train"]], alpha=0.35)
         for frames in history["validation"][-1]:

@@ -22,7 +22,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from examples.needle.vocabulary import WORDS
+from examples.needle.vocabulary import MAX_SECOND, WORDS
 
 __all__ = ["CHAT_TEMPLATE", "FRAME_SIZE", "SPECIAL_TOKENS", "build_config", "build_model", "build_processor"]
 
@@ -68,7 +68,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words where the suite knows them, else bytes; so every text can be written and read back."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [word.replace(" ", "Ġ") for word in WORDS]  # the byte-level spelling of a blank
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet, *words))}
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys((*SPECIAL_TOKENS, *alphabet, *words)))}
     # ignore_merges takes a word of the vocabulary as it is; without any merge, all else stays bytes.
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     pieces = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s")
@@ -106,10 +106,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast, **text: Any) -> Qwen2_5_VLC
     """The geometry; the 7B model's values stand beside the small ones. `text` overrides those of the decoder."""
     special = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
-        "vocab_size": max(tokenizer.get_vocab().values()) + 1,  # 152064
+        "vocab_size": len(tokenizer),  # 152064
         "hidden_size": 128,  # 3584
         "intermediate_size": 384,  # 18944
-        "num_hidden_layers": 4,  # 28
+        "num_hidden_layers": 6,  # 28
         "num_attention_heads": 4,  # 28
         "num_key_value_heads": 2,  # 4
         "max_position_embeddings": 32768,  # 128000
@@ -146,9 +146,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast, **text: Any) -> Qwen2_5_VLC
 def build_model(
     tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **text: Any
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model with random weights, drawn from `seed`."""
+    """The model with random weights, drawn from `seed`; only the numbers are not strangers to each other."""
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer, **text))
+    _order_numbers(model, tokenizer)
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=4,
@@ -156,6 +157,25 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     return model.eval()
+
+
+@torch.no_grad()
+def _order_numbers(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the words of the seconds start on a smooth curve, with the frequencies of the rotary positions.
+
+    Each is a single token, so nothing else tells the model that 7 lies between 6 and 8.
+    """
+    config = model.config.get_text_config()
+    per_second = model.config.vision_config.tokens_per_second
+    rotary = model.model.language_model.rotary_emb
+    temporal = rotary.inv_freq[: config.rope_parameters["mrope_section"][0]].double()
+    angles = torch.arange(MAX_SECOND + 1, dtype=torch.double)[:, None] * per_second * temporal
+    curve = torch.cat([angles.cos(), angles.sin()], dim=1)
+    directions = torch.randn(curve.shape[1], config.hidden_size, dtype=torch.double)
+    rows = curve @ directions * config.initializer_range
+    numbers = [tokenizer(f" {second}").input_ids for second in range(MAX_SECOND + 1)]
+    embeddings = model.get_input_embeddings().weight
+    embeddings[torch.tensor(numbers)[:, 0]] = (rows / (curve.shape[1] / 2) ** 0.5).to(embeddings.dtype)
 
 
 def save(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path, card: str) -> None:

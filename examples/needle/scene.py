@@ -101,6 +101,24 @@ class Scene:
         """What the lamp shows at that time."""
         return [colour for start, colour in self.lamp if start <= second][-1]
 
+    def cut(self, frames: int) -> Scene:
+        """The scene as seen up to that frame, for questions about a video that ends there."""
+        difficulty = dataclasses.replace(self.difficulty, frames=frames)
+        end = difficulty.seconds - difficulty.spacing / 2
+        return dataclasses.replace(
+            self,
+            difficulty=difficulty,
+            symbols=tuple(symbol for symbol in self.symbols if symbol.start < end),
+            lamp=tuple((start, colour) for start, colour in self.lamp if start < end),
+            changed=self.changed if self.change_second < end else "nothing",
+        )
+
+    def is_clear_at(self, frames: int) -> bool:
+        """Whether everything that began before that frame has been seen for two frames by then, or is not asked for."""
+        begun = [symbol.start for symbol in self.symbols if symbol.shape in (*SHAPES, "cross")]
+        spacing = self.difficulty.spacing
+        return not any(frames - 2 < start / spacing + 0.5 < frames for start in (*begun, self.change_second))
+
     @property
     def first(self) -> str:
         """Which of SHAPES comes first."""

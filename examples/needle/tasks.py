@@ -42,29 +42,31 @@ class Question:
     answer: str
 
 
-def ask(scene: Scene) -> list[Question]:
-    """Every question that the scene can answer: time for up to two seconds, shape for each symbol, the others once."""
+def ask(scene: Scene, *, times: int = 2) -> list[Question]:
+    """Every question that the scene can answer: time for `times` seconds, shape for each symbol, the others once."""
     shown = [shape for shape in SHAPES if scene.appearances(shape)]
     task = "needle" if len(shown) == 1 else "shape"
     questions = [Question(task, f"What colour was the {shape}?", scene.appearances(shape)[0].colour) for shape in shown]
     if len(shown) == 1:
         text = f"Which appeared, the {SHAPES[0]} or the {SHAPES[1]}?"
         questions.append(Question("shape", text, shown[0]))
-    else:
+    elif shown:
         text = f"Which came first, the {SHAPES[0]} or the {SHAPES[1]}?"
         questions.append(Question("order", text, scene.first))
+    crosses = len(scene.appearances("cross"))
+    if crosses:
+        questions.append(Question("count", "How many crosses appeared?", str(crosses)))
     questions += [
-        Question("count", "How many crosses appeared?", str(len(scene.appearances("cross")))),
         Question("state", "What pattern has the floor?", scene.pattern),
         Question("change", "What changed between beginning and end?", scene.changed),
     ]
     seconds = _clear_seconds(scene)
-    chosen = np.random.default_rng((*scene.seed, 1)).permutation(seconds)[:2].tolist()
-    times = [
+    chosen = np.random.default_rng((*scene.seed, 1)).permutation(seconds)[:times].tolist()
+    questions += [
         Question("time", f"What colour was the lamp at second {second}?", scene.lamp_colour(second))
         for second in chosen
     ]
-    return questions + times
+    return questions
 
 
 def _clear_seconds(scene: Scene) -> list[int]:

@@ -21,7 +21,7 @@ PATTERNS = ("stripes", "checks", "dots", "plain")
 """What the floor can look like, all along the clip."""
 PROPS = ("door", "flag", "wall")
 """What may be different at the end from what it was at the beginning."""
-MAX_SECOND = 123
+MAX_SECOND = 120
 """The largest time that a question names and the tokenizer has a word for."""
 COUNTS = tuple(str(count) for count in range(1, 5))
 ANSWERS = (*COLOURS, *SHAPES, *COUNTS, *PATTERNS, *PROPS, "nothing")

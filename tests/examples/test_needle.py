@@ -12,6 +12,7 @@ from examples.needle.clip import ClipError, frame_times, through_h264, write_cli
 from examples.needle.paint import paint
 from examples.needle.scene import SPLITS, Difficulty, SceneError, sample_scene
 from examples.needle.tasks import CHOICES, TASKS, ask
+from examples.needle.truth import NUM_SO_FAR, NUM_VISIBLE, so_far, visible
 from examples.needle.vocabulary import COLOURS
 
 
@@ -66,6 +67,38 @@ def test_a_needle_is_seen_for_as_many_frames_as_asked(least):
         times = frame_times(scene)
         for symbol in scene.symbols:
             assert ((times >= symbol.start) & (times < symbol.stop)).sum() == least
+
+
+def test_a_cut_scene_is_what_was_seen_by_then():
+    for index in range(40):
+        scene = sample_scene("test", index, Difficulty(frames=32))
+        for cut in range(8, 32, 2):
+            if not scene.is_clear_at(cut):
+                continue
+            begun = {question.text: question.answer for question in ask(scene.cut(cut), times=99)}
+            crosses = [symbol.start for symbol in scene.appearances("cross")]
+            shown = sum(start < frame_times(scene)[cut - 1] for start in crosses)
+            assert begun.get("How many crosses appeared?", "0") == str(shown)
+            for shape in ("square", "ring"):
+                symbol = scene.appearances(shape)[0]
+                seen = symbol.start < frame_times(scene)[cut - 1]
+                assert (begun.get(f"What colour was the {shape}?") == symbol.colour) == seen
+            late = scene.change_second > frame_times(scene)[cut - 1]
+            assert begun["What changed between beginning and end?"] == ("nothing" if late else scene.changed)
+
+
+def test_dense_targets_say_what_is_painted():
+    for index in range(20):
+        scene, pictures = picture_of("test", index, frames=16)
+        shows, knows = visible(scene), so_far(scene)
+        assert shows.shape == (8, NUM_VISIBLE) and knows.shape == (8, NUM_SO_FAR)
+        colours = np.array(list(COLOURS.values()))
+        lamps = [[tuple(pictures[frame, 6, 7]) == tuple(colour) for colour in colours] for frame in range(16)]
+        np.testing.assert_array_equal(shows[:, :8], np.array(lamps).reshape(8, 2, 8).mean(1))
+        assert knows[-1, :2].tolist() == [1.0, 1.0]
+        assert knows[-1, 2:4].tolist() == [float(scene.first == shape) for shape in ("square", "ring")]
+        assert knows[-1, 4:8].sum() == len(scene.appearances("cross"))
+        assert (np.diff(knows, axis=0) >= 0).all()
 
 
 def test_needle_position_is_a_parameter():

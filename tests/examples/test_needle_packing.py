@@ -8,7 +8,7 @@ import torch
 from examples.needle.checkpoint import build_model, build_processor
 from examples.needle.clip import frame_times
 from examples.needle.packed_model import PackedModel
-from examples.needle.packing import Batches, BatchPlan, packed_mask
+from examples.needle.packing import Batches, BatchPlan, slot_mask
 from examples.needle.paint import paint
 from examples.needle.scene import Difficulty, sample_scene
 from examples.needle.tasks import ask
@@ -37,7 +37,7 @@ def test_packed_loss_is_that_of_single_questions(parts):
     processor, model = parts
     batch = Batches(processor.tokenizer, "train", 1, lambda number: BatchPlan(2, DIFFICULTY, h264=0.0))[0]
     with torch.no_grad():
-        loss, _ = PackedModel(build_model(processor.tokenizer), processor)(batch)
+        loss = PackedModel(build_model(processor.tokenizer), processor)(batch)[2]["answers"]
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     expected = []
     for clip in range(2):
@@ -59,8 +59,25 @@ def test_packed_loss_is_that_of_single_questions(parts):
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_no_slot_sees_another_slot():
-    mask = packed_mask(3, 2)[0, 0]
-    assert not mask[3 + 17 :, 3 : 3 + 17].any()
-    assert mask[3:, :3].all()
-    assert not mask.triu(1).any()
+def test_a_question_behind_part_of_a_video_is_one_about_a_shorter_video(parts):
+    processor, model = parts
+    packed = PackedModel(build_model(processor.tokenizer), processor)
+    plan = BatchPlan(1, Difficulty(frames=16, spacing=0.25), h264=0.0, cuts=1)
+    batch = Batches(processor.tokenizer, "train", 1, lambda number: plan)[0]
+    cut = batch["slices"][0].min()
+    assert cut < 8
+    behind = (batch["slices"][0] == cut).nonzero()[:, 0]
+    slots = {name: batch[name][:, behind] for name in ("tokens", "answer_at", "task", "slices")}
+    short = {name: batch[name][:, :cut] for name in ("visible", "so_far")}
+    with torch.no_grad():
+        part = packed({**batch, **slots})[2]["answers"]
+        alone = packed({**batch, **slots, **short, "frames": batch["frames"][:, : 2 * cut]})[2]["answers"]
+    torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_slot_sees_its_part_of_the_video_and_no_other_slot():
+    whole, part = slot_mask(torch.tensor([[2, 1]]), 2)[0]
+    video = 4 + 2 * 4
+    assert whole[:, :video].all()
+    assert part[:, : video - 4].all() and not part[:, video - 4 : video].any()
+    assert torch.equal(whole[:, video:], torch.ones(18, 18).tril().bool())
