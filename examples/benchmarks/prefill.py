@@ -4,9 +4,9 @@
     python examples/benchmarks/prefill.py --tokens 4096 --runs 5 --ways stock keep=0.5 vidcom2=0.25
 
 The model has random weights: about 90 M parameters (decoder 12 x 768, 12 heads over 2 key-value heads; vision tower
-4 x 192), or with --shape 7b the size of Qwen2.5-VL-7B, built on the GPU. All ways take turns in one process; the
-figures are medians, peak memory of a GPU only. Results are written after every turn, and a second call goes on where
-the first stopped.
+4 x 192), or with --shape 7b the size of Qwen2.5-VL-7B, built on the GPU. All ways take turns: on a GPU in one process,
+on a CPU each time in a fresh one, because a process keeps the memory of what it did before. Figures are medians.
+Results are written after every turn, and a second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -126,9 +126,16 @@ def measure(model: Any, inputs: dict[str, torch.Tensor], name: str, group_frames
         stages = quickprefill.report(model).seconds if config is not None else {}
     layers = output.past_key_values.layers
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-    # A CPU process keeps the memory of an earlier turn, so there a later turn's growth says nothing.
-    peak_bytes = peak.bytes if torch.cuda.is_available() else 0
-    return {"first_token_s": timer.seconds, "peak_bytes": peak_bytes, "cache_bytes": stored, "stages_s": stages}
+    return {"first_token_s": timer.seconds, "peak_bytes": peak.bytes, "cache_bytes": stored, "stages_s": stages}
+
+
+def measure_apart(arguments: argparse.Namespace, num_tokens: int, name: str) -> dict[str, Any]:
+    """measure() in a process of its own."""
+    options = ["--tokens", str(num_tokens), "--shape", arguments.shape, "--group-frames", str(arguments.group_frames)]
+    command = [sys.executable, __file__, "--one", name, *options]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    values: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return values
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -245,25 +252,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--group-frames", type=int, default=32)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     device = "gpu" if torch.cuda.is_available() else "cpu"
+    if arguments.one or device == "gpu":
+        model = build_model(arguments.shape)
+        measure(model, build_inputs(64, model.device), arguments.one or "stock", arguments.group_frames)  # start-up
+    if arguments.one:
+        inputs = build_inputs(arguments.tokens[0], model.device)
+        values = measure(model, inputs, arguments.one, arguments.group_frames)
+        print(json.dumps(values))
+        return values
     path = arguments.results / f"prefill_{arguments.shape}_{device}.json"
     results = load(path, environment(arguments))
-    model = build_model(arguments.shape)
-    measure(model, build_inputs(64, model.device), "stock", arguments.group_frames)  # start-up
     for tokens in arguments.tokens:
-        inputs = build_inputs(tokens, model.device)
+        inputs = build_inputs(tokens, model.device) if device == "gpu" else {}
         ways = results["runs"].setdefault(str(tokens), {})
         for turn in range(arguments.runs):
             for name in arguments.ways:
                 runs = ways.setdefault(name, [])
                 if len(runs) > turn:
                     continue
-                runs.append(measure(model, inputs, name, arguments.group_frames))
+                if inputs:
+                    runs.append(measure(model, inputs, name, arguments.group_frames))
+                else:
+                    runs.append(measure_apart(arguments, tokens, name))
                 print(f"{tokens} {name} {runs[-1]['first_token_s']:.2f} s", flush=True)
                 save(path, results)
     print(table(results))

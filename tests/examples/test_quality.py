@@ -15,7 +15,20 @@ from examples.needle.answering import Answer, Answerer, CheckpointError
 from examples.needle.checkpoint import build_model, build_processor, save
 from examples.needle.statistics import interval, mcnemar, relative_interval
 
-SMALL = ["--frames", "8", "--clips", "2", "--keeps", "1", "0.5", "--policies", "key_norm", "uniform"]
+SMALL = [
+    "--frames",
+    "8",
+    "--clips",
+    "2",
+    "--keeps",
+    "1",
+    "0.5",
+    "--policies",
+    "key_norm",
+    "prunevid",
+    "uniform",
+    "vidcom2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,7 @@ def test_a_run_reads_real_files_and_writes_its_results(checkpoint, tmp_path):
     same, asked = summary["identical_at_keep_1"]
     assert same == asked > 0
     ways = summary["lengths"][0]["ways"]
-    assert list(ways) == ["full", "blind", "patched@1", "key_norm@0.5", "uniform@0.5"]
+    assert list(ways) == ["full", "blind", "patched@1", "key_norm@0.5", "prunevid@0.5", "uniform@0.5", "vidcom2@0.5"]
     assert ways["uniform@0.5"]["mean_cache_bytes"] < ways["full"]["mean_cache_bytes"]
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(summary))
     assert "| key_norm@0.5 |" in (tmp_path / "out.md").read_text()
