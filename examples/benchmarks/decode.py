@@ -8,10 +8,10 @@ Readers: `pip install -e .[bench]`; one that is not installed or does not load i
 process with a warm page cache; readers take turns; the median of the runs counts. All return the same frames at
 the same size (252 x 448), each with its own resize. Results go to examples/benchmarks/results/.
 
-The limit is the time in which perfectly busy cores would decode what must be decoded: for H.264 the reference
-pictures from the key frame to the last wanted frame of each group and the wanted pictures, else all of them; at
-the rate of this machine's single-threaded decoder, plus the resize of the wanted frames; opening and indexing
-are left out of it.
+The limit is the time in which perfectly busy cores would decode what must be decoded: for H.264 and HEVC the
+reference pictures from the key frame to the last wanted frame of each group and the wanted pictures, else all of
+them; at the rate of this machine's single-threaded decoder, plus the resize of the wanted frames; opening and
+indexing are left out of it. It is CPU time, measured in turn with the readers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ SIZE = (252, 448)
 SAMPLINGS = ("u64", "fps1", "fps2", "u1024")
 LONG = "h264_360p_60m.mp4"
 LONG_SAMPLINGS = ("u64", "fps1")
+STREAM = "stream"
+"""In place of a reader: how long quickdecode's first 16 frames take."""
 
 
 def frame_numbers(sampling: str, total: int) -> list[int]:
@@ -46,8 +50,22 @@ def frame_numbers(sampling: str, total: int) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
 
 
+def stream_once(path: str, sampling: str, total: str) -> dict[str, float]:
+    """In this process: stream, and say when the first block of frames came and when the last."""
+    import quickdecode
+
+    indices = frame_numbers(sampling, int(total))
+    began = time.perf_counter()
+    came = [
+        time.perf_counter() - began for _ in quickdecode.stream_video(path, indices=indices, size=SIZE, block_frames=16)
+    ]
+    return {"first": came[0], "last": came[-1]}
+
+
 def run_once(reader: str, path: str, sampling: str, total: str) -> dict[str, float]:
     """In this process: read, and say what it took."""
+    if reader == STREAM:
+        return stream_once(path, sampling, total)
     indices = frame_numbers(sampling, int(total))
     read = READERS[reader](path)
     Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew, after the imports
@@ -83,11 +101,37 @@ def in_fresh_process(*arguments: str, seconds: float) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def limit_seconds(path: Path, sampling: str, cores: int) -> dict[str, float]:
+class Limit:
     """What perfectly busy cores would need; see the top of this file."""
-    packets = _packets(path)
-    order = np.argsort([packet["pts"] for packet in packets])
-    wanted = {int(order[i]) for i in frame_numbers(sampling, len(packets))}
+
+    def __init__(self, path: Path, sampling: str, cores: int) -> None:
+        packets = _packets(path)
+        order = np.argsort([packet["pts"] for packet in packets])
+        wanted = {int(order[i]) for i in frame_numbers(sampling, len(packets))}
+        self._path, self._cores, self._wanted = path, cores, len(wanted)
+        self._seconds: list[float] = []
+        needed = _needed(packets, wanted)
+        self._of = len(packets)
+        self._needed = {kind: sum(packets[p]["reference"] is kind for p in needed) for kind in (True, False)}
+        shown = packets[: 2 * 60 * 30]
+        self._shown = {kind: max(sum(packet["reference"] is kind for packet in shown), 1) for kind in (True, False)}
+
+    def measure(self) -> None:
+        """Decode two minutes on one thread, with and without the pictures that nothing refers to."""
+        every, references = (_single_thread(self._path, skip) for skip in (False, True))
+        other = max(every - references, 0.0) if self._shown[False] > 1 else 0.0
+        decode = sum(
+            self._needed[kind] * seconds / self._shown[kind] for kind, seconds in ((True, references), (False, other))
+        )
+        self._seconds.append((decode + self._wanted * _resize_seconds(self._path)) / self._cores)
+
+    def row(self) -> dict[str, Any]:
+        """`seconds` is the median of what was measured."""
+        needed = sum(self._needed.values())
+        return {"frames": needed, "of": self._of, "seconds": statistics.median(self._seconds), "runs": self._seconds}
+
+
+def _needed(packets: list[dict[str, Any]], wanted: set[int]) -> set[int]:
     needed, pending = set(), []
     for position, packet in enumerate(packets):
         if packet["key"]:
@@ -96,78 +140,65 @@ def limit_seconds(path: Path, sampling: str, cores: int) -> dict[str, float]:
         if position in wanted:
             needed |= {p for p in pending if packets[p]["reference"] or p in wanted}
             pending = []
-    seconds = _decode_seconds(path, packets, needed)
-    return {
-        "frames": len(needed),
-        "of": len(packets),
-        "seconds": (seconds + len(wanted) * _resize_seconds(path)) / cores,
-    }
+    return needed
 
 
 def _packets(path: Path) -> list[dict[str, Any]]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        codec = stream.codec_context.name
+        is_reference = REFERENCES.get(stream.codec_context.name, lambda _: True)
         return [
-            {"pts": packet.pts, "key": packet.is_keyframe, "reference": codec != "h264" or _is_reference(bytes(packet))}
+            {"pts": packet.pts, "key": packet.is_keyframe, "reference": is_reference(bytes(packet))}
             for packet in container.demux(stream)
             if packet.size
         ]
 
 
-def _is_reference(packet: bytes) -> bool:
-    """Whether the first slice of an H.264 sample has nal_ref_idc > 0."""
+def _h264_reference(packet: bytes) -> bool:
+    """Whether the first slice of the sample has nal_ref_idc > 0."""
+    return next((header >> 5 & 3 > 0 for header in _headers(packet) if header & 0x1F in (1, 5)), True)
+
+
+def _hevc_reference(packet: bytes) -> bool:
+    """Whether the first slice of the sample, of a stream with one temporal layer, is of a reference type."""
+    kinds = (header >> 1 & 0x3F for header in _headers(packet))
+    return next((kind > 15 or kind % 2 == 1 for kind in kinds if kind < 32), True)
+
+
+def _headers(packet: bytes) -> Iterator[int]:
+    """The first byte of each unit of a sample in an MP4."""
     place = 0
     while place + 4 < len(packet):
-        size, header = int.from_bytes(packet[place : place + 4], "big"), packet[place + 4]
-        if header & 0x1F in (1, 5):
-            return header >> 5 & 3 > 0
-        place += 4 + size
-    return True
+        yield packet[place + 4]
+        place += 4 + int.from_bytes(packet[place : place + 4], "big")
 
 
-def _decode_seconds(path: Path, packets: list[dict[str, Any]], needed: set[int]) -> float:
-    """Decode time of `needed`, from the measured time of reference and other pictures over two minutes."""
-    counts = {kind: sum(packets[p]["reference"] is kind for p in needed) for kind in (True, False)}
-    every, references = (_single_thread(path, skip) for skip in (False, True))
-    shown = packets[: 2 * 60 * 30]
-    kinds = {kind: max(sum(packet["reference"] is kind for packet in shown), 1) for kind in (True, False)}
-    other = max(every - references, 0.0) if kinds[False] > 1 else 0.0
-    return counts[True] * references / kinds[True] + counts[False] * other / kinds[False]
-
-
-_rates: dict[Any, float] = {}
+REFERENCES = {"h264": _h264_reference, "hevc": _hevc_reference}
 
 
 def _single_thread(path: Path, skip: bool) -> float:
-    """Seconds to decode the first two minutes on one thread."""
-    key = (path, skip)
-    if key not in _rates:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            stream.codec_context.thread_type = "NONE"
-            if skip and stream.codec_context.name == "h264":
-                stream.codec_context.skip_frame = "NONREF"
-            began = time.process_time()
-            for number, packet in enumerate(container.demux(stream)):
-                if number == 2 * 60 * 30:
-                    break
-                packet.decode()
-            _rates[key] = time.process_time() - began
-    return _rates[key]
+    """CPU seconds to decode the first two minutes on one thread."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
+        if skip and stream.codec_context.name in REFERENCES:
+            stream.codec_context.skip_frame = "NONREF"
+        began = time.process_time()
+        for number, packet in enumerate(container.demux(stream)):
+            if number == 2 * 60 * 30:
+                break
+            packet.decode()
+        return time.process_time() - began
 
 
 def _resize_seconds(path: Path) -> float:
-    key = (path, "resize")
-    if key not in _rates:
-        with av.open(str(path)) as container:
-            frames = [frame for frame, _ in zip(container.decode(video=0), range(16), strict=False)]
-        began = time.process_time()
-        for frame in frames:
-            frame.reformat(width=SIZE[1], height=SIZE[0], format="gbrp", interpolation="BICUBIC", threads=1)
-        _rates[key] = (time.process_time() - began) / len(frames)
-    return _rates[key]
+    with av.open(str(path)) as container:
+        frames = [frame for frame, _ in zip(container.decode(video=0), range(16), strict=False)]
+    began = time.process_time()
+    for frame in frames:
+        frame.reformat(width=SIZE[1], height=SIZE[0], format="gbrp", interpolation="BICUBIC", threads=1)
+    return (time.process_time() - began) / len(frames)
 
 
 def measure(options: argparse.Namespace, stored: Path) -> None:
@@ -182,19 +213,22 @@ def measure(options: argparse.Namespace, stored: Path) -> None:
             if name == LONG and sampling not in LONG_SAMPLINGS:
                 continue
             repeats = 1 if (name, sampling) == (LONG, "fps1") else options.repeats
-            runs = _take_turns(readers, path, sampling, total, repeats, options.seconds)
-            limit = limit_seconds(path, sampling, cores)
+            limit = Limit(path, sampling, cores)
+            runs = _take_turns(readers, path, sampling, total, repeats, options.seconds, limit)
             rows = [row for row in rows if (row["file"], row["sampling"]) != (name, sampling)]
-            rows.append({"file": name, "sampling": sampling, "limit": limit, "runs": runs})
+            rows.append({"file": name, "sampling": sampling, "limit": limit.row(), "runs": runs})
+            if (name, sampling) == (LONG, "fps1") and "quickdecode" in readers:
+                rows[-1]["stream"] = in_fresh_process(STREAM, str(path), sampling, total, seconds=options.seconds)
             answer = {"cores": cores, "machine": _machine(), "size": SIZE, "note": options.note, "rows": rows}
             stored.write_text(json.dumps(answer, indent=1) + "\n")
 
 
 def _take_turns(
-    readers: list[str], path: Path, sampling: str, total: str, repeats: int, seconds: float
+    readers: list[str], path: Path, sampling: str, total: str, repeats: int, seconds: float, limit: Limit
 ) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {reader: [] for reader in readers}
     for _ in range(repeats):
+        limit.measure()
         for reader in readers:
             if any("error" in run for run in runs[reader]):
                 continue

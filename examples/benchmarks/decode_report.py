@@ -39,17 +39,18 @@ def _speed_table(measured: Row) -> str:
         f"{measured['machine']}.",
         "Medians; `python examples/benchmarks/decode.py` repeats them. The bold ratio is the fastest peer's wall time",
         "over quickdecode's (below 1: quickdecode loses), the others are each peer's. `of limit` is the limit over",
-        "quickdecode's wall time; decode.py says what the limit is. `CPU ratio` is the peer's CPU time over",
-        "quickdecode's, which other load on the machine disturbs less.",
+        "quickdecode's wall time; in brackets, over its CPU time spread evenly over the cores, which other load on the",
+        "machine disturbs less; decode.py says what the limit is. `CPU ratio` is the peer's CPU time over",
+        "quickdecode's.",
         *([measured["note"]] if measured.get("note") else []),
         "",
     ]
     for row in measured["rows"]:
-        lines += [*_speed_rows(row), ""]
+        lines += [*_speed_rows(row, measured["cores"]), ""]
     return "\n".join(lines)
 
 
-def _speed_rows(row: Row) -> list[str]:
+def _speed_rows(row: Row, cores: int) -> list[str]:
     limit = row["limit"]
     walls = {name: median(runs, "wall") for name, runs in row["runs"].items()}
     peers = {name: wall for name, wall in walls.items() if wall is not None and not name.startswith("quickdecode")}
@@ -63,11 +64,14 @@ def _speed_rows(row: Row) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in row["runs"].items():
-        lines.append(_speed_line(name, runs, row["runs"].get("quickdecode", []), peers, limit["seconds"]))
+        lines.append(_speed_line(name, runs, row["runs"].get("quickdecode", []), peers, limit["seconds"], cores))
+    if "first" in (stream := row.get("stream", {})):
+        first, last = stream["first"], stream["last"]
+        lines += ["", f"Streamed, the first 16 frames come after {first:.2f} s, {first / last:.1%} of {last:.2f} s."]
     return lines
 
 
-def _speed_line(name: str, runs: list[Row], ours: list[Row], peers: dict[str, float], limit: float) -> str:
+def _speed_line(name: str, runs: list[Row], ours: list[Row], peers: dict[str, float], limit: float, cores: int) -> str:
     wall, cpu, peak = median(runs, "wall"), median(runs, "cpu"), median(runs, "peak_mb")
     if wall is None or cpu is None or peak is None:
         return f"| {name} | failed: {runs[-1].get('error', '')} | | | | | | |"
@@ -76,7 +80,7 @@ def _speed_line(name: str, runs: list[Row], ours: list[Row], peers: dict[str, fl
     ratio = cpu_ratio = share = ""
     if name == "quickdecode":
         ratio = f"**{min(peers.values()) / wall:.2f}**" if peers else ""
-        share = f"{limit / wall:.0%}"
+        share = f"{limit / wall:.0%} ({limit * cores / cpu:.0%})"
     elif our_wall and our_cpu and not name.startswith("quickdecode"):
         ratio, cpu_ratio = f"{wall / our_wall:.2f}", f"{cpu / our_cpu:.2f}"
     cells = [name, f"{wall:.2f}", f"{min(walls):.2f} to {max(walls):.2f}", f"{cpu:.1f}", f"{peak:.0f}"]
