@@ -11,7 +11,7 @@ from examples.needle.checkpoint import FRAME_SIZE
 from examples.needle.scene import Scene, Symbol
 from examples.needle.vocabulary import COLOURS, PROPS
 
-__all__ = ["paint"]
+__all__ = ["lamp_box", "paint", "symbol_box"]
 
 _TILE = 2 * FRAME_SIZE
 _NUM_TILES = 64
@@ -42,6 +42,19 @@ def paint(scene: Scene, seconds: Sequence[float]) -> np.ndarray:
     for symbol in scene.symbols:
         _draw_symbol(frames, times, symbol)
     return frames
+
+
+def symbol_box(symbol: Symbol) -> tuple[int, int, int, int]:
+    """Pixels that a symbol covers: first and last + 1 row, first and last + 1 column."""
+    row, column = divmod(symbol.slot, 3)
+    top, left = 13 + 16 * row + symbol.jitter[0], 7 + 14 * column + symbol.jitter[1]
+    return top, top + _SYMBOL, left, left + _SYMBOL
+
+
+def lamp_box() -> tuple[int, int, int, int]:
+    """Pixels that the lamp covers, likewise."""
+    (row, column), radius = _LAMP_CENTRE, _LAMP_RADIUS
+    return row - radius, row + radius + 1, column - radius, column + radius + 1
 
 
 @functools.cache
@@ -110,10 +123,8 @@ def _draw_symbol(frames: np.ndarray, times: np.ndarray, symbol: Symbol) -> None:
     seen = (times >= symbol.start) & (times < symbol.stop)
     if not seen.any():
         return
-    row, column = divmod(symbol.slot, 3)
-    top = 13 + 16 * row + symbol.jitter[0]
-    left = 7 + 14 * column + symbol.jitter[1]
+    top, bottom, left, right = symbol_box(symbol)
     outline, filling = _masks(symbol.shape)
-    region = frames[:, top : top + _SYMBOL, left : left + _SYMBOL]
+    region = frames[:, top:bottom, left:right]
     picture = np.where(filling[..., None], np.array(COLOURS[symbol.colour], np.uint8), np.array(_INK, np.uint8))
     region[seen] = np.where(outline[..., None], picture, region[seen])
