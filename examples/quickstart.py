@@ -1,6 +1,6 @@
 """One video through the stock model and the patched one: the same calls, what they answer, and what they cost.
 
-    python examples/quickstart.py                                          # a small model and a clip written here
+    python examples/quickstart.py                      # a small model, and a clip rendered here whose answers are known
     python examples/quickstart.py --video talk.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --question "What is shown?"
 
 The two runs differ in one line, `quickprefill.apply(model, ...)`.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import psutil
 import torch
 from qwen_vl_utils import process_vision_info
@@ -27,8 +26,15 @@ from transformers.generation.streamers import BaseStreamer
 import quickdecode
 import quickprefill
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from examples.needle.clip import write_clip
+from examples.needle.scene import Difficulty, sample_scene
+from examples.needle.tasks import Question, ask
+
 TINY_MODEL = Path(__file__).parent / "tiny-qwen2.5-vl"
 TINY_FRAME_PIXELS = 56  # the small model was made for frames of 56 x 56
+NEEDLE_SCENE = 0  # number of the test scene that is rendered
+FILE_FPS = 10  # frames per second in its file
 
 
 @dataclasses.dataclass
@@ -85,38 +91,30 @@ class PeakMemory:
             self._thread.join()
 
 
-def write_clip(path: Path, *, minutes: float = 10, fps: int = 10) -> None:
-    """A real H.264 file: a square wanders over a scene whose colours drift."""
-    height, width = 180, 320
-    rows, columns = np.mgrid[0:height, 0:width]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "g": str(5 * fps)})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(int(minutes * 60 * fps)):
-            phase = index / (20 * fps)
-            channels = (
-                rows + 40 * np.sin(phase),
-                columns / 2 + 60 * np.cos(phase),
-                rows * 0 + 127 + 90 * np.sin(3 * phase),
-            )
-            picture = np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
-            top, left = int(70 + 60 * np.sin(5 * phase)), int(140 + 120 * np.cos(4 * phase))
-            picture[top : top + 40, left : left + 40] = (250, 220, 40)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+def write_needle_clip(path: Path, minutes: float) -> list[Question]:
+    """A rendered H.264 clip, and questions about it whose answers are known: one symbol appears for some seconds."""
+    frames = 2 * max(round(minutes * 30), 8)
+    scene = sample_scene("test", NEEDLE_SCENE, Difficulty(frames=frames, spacing=1.0, needle_frames=(4, 8), lone=True))
+    write_clip(scene, path, oversample=FILE_FPS)
+    asked = {question.task: question for question in ask(scene)}
+    return [asked[task] for task in ("needle", "state", "time")]
 
 
-def read(arguments: argparse.Namespace, processor: Any) -> Any:
-    """File to model inputs through qwen-vl-utils and the processor, as every Qwen script does it."""
+def watch(arguments: argparse.Namespace, text: str) -> tuple[list[dict[str, Any]], Any]:
+    """The messages of one question, and the video as qwen-vl-utils reads it."""
     video: dict[str, Any] = {"type": "video", "video": str(arguments.video), "fps": arguments.fps}
     if Path(arguments.model) == TINY_MODEL:
         video |= {"resized_height": TINY_FRAME_PIXELS, "resized_width": TINY_FRAME_PIXELS}
-    messages = [{"role": "user", "content": [video, {"type": "text", "text": arguments.question}]}]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    images, videos, options = process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True)
+    messages = [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
+    return messages, process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True)
+
+
+def prepare(processor: Any, messages: list[dict[str, Any]], vision: Any) -> Any:
+    """Model inputs, as every Qwen script makes them."""
+    images, videos, options = vision
     frames, metadata = zip(*videos, strict=True)
     return processor(
-        text=[text],
+        text=[processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)],
         images=images,
         videos=list(frames),
         video_metadata=list(metadata),
@@ -140,24 +138,26 @@ def answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> Run:
     return Run(text.strip(), timer.seconds, seconds, stored, peak.bytes)
 
 
-def report(name: str, run: Run) -> None:
+def report(name: str, run: Run, right: str) -> None:
     mib = 1 << 20
+    verdict = f" (right: {right!r})" if right else ""
     print(
         f"{name:8} prefill {run.prefill_seconds:6.2f} s   generate {run.generate_seconds:6.2f} s   "
-        f"cache {run.cache_bytes / mib:7.2f} MiB   peak memory +{run.peak_bytes / mib:.0f} MiB   answer: {run.answer!r}"
+        f"cache {run.cache_bytes / mib:7.2f} MiB   peak memory +{run.peak_bytes / mib:.0f} MiB   "
+        f"answer: {run.answer!r}{verdict}"
     )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", help="any video file; by default a 10-minute H.264 clip is written")
+    parser.add_argument("--video", help="any video file; by default an H.264 clip is rendered")
     parser.add_argument("--model", default=str(TINY_MODEL), help="name or folder of a Qwen2.5-VL checkpoint")
-    parser.add_argument("--question", default="What colour is the square?")
+    parser.add_argument("--question", default="What is shown?", help="what to ask about --video")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the video's keys and values that stay")
     parser.add_argument("--group-frames", type=int, help="frames prefilled at a time, an even number")
-    parser.add_argument("--policy", default="key_norm", choices=sorted(quickprefill.POLICIES))
+    parser.add_argument("--policy", default="value_norm", choices=sorted(quickprefill.POLICIES))
     parser.add_argument("--fps", type=float, default=1.0, help="frames sampled per second of video")
-    parser.add_argument("--minutes", type=float, default=10, help="length of the clip that is written")
+    parser.add_argument("--minutes", type=float, default=10, help="length of the clip that is rendered")
     parser.add_argument("--max-new-tokens", type=int, default=8)
     arguments = parser.parse_args(argv)
     if arguments.group_frames is None:
@@ -166,43 +166,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> tuple[Run, Run]:
-    """Read the video once, then generate with the stock and with the patched model."""
+def run(arguments: argparse.Namespace, questions: list[Question]) -> list[tuple[Run, Run]]:
+    """For each question, generate with the stock and with the patched model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AutoProcessor.from_pretrained(arguments.model)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype="auto").to(device).eval()
-
-    start = time.perf_counter()
-    inputs = read(arguments, processor)
-    slices, rows, columns = inputs["video_grid_thw"][0].tolist()
-    print(
-        f"decode   {time.perf_counter() - start:.2f} s for {2 * slices} frames of {14 * rows} x {14 * columns}, "
-        f"{inputs['input_ids'].shape[1]} tokens in the prompt"
-    )
-    inputs = inputs.to(device)
-    answer(model, processor, inputs, max_new_tokens=1)  # the first call of a process pays for start-up
-
-    stock = answer(model, processor, inputs, arguments.max_new_tokens)
-    report("stock", stock)
     config = quickprefill.QuickPrefillConfig(
         keep=arguments.keep, group_frames=arguments.group_frames, policy=arguments.policy, progress=True
     )
-    with quickprefill.patched(model, config):
-        ours = answer(model, processor, inputs, arguments.max_new_tokens)
-    report("patched", ours)
-    return stock, ours
+    runs = []
+    for question in questions:
+        start = time.perf_counter()
+        messages, vision = watch(arguments, question.text)
+        inputs = prepare(processor, messages, vision)
+        slices, rows, columns = inputs["video_grid_thw"][0].tolist()
+        print(
+            f"\n{question.text}\ndecode   {time.perf_counter() - start:.2f} s for {2 * slices} frames of {14 * rows} x "
+            f"{14 * columns}, {inputs['input_ids'].shape[1]} tokens in the prompt"
+        )
+        inputs = inputs.to(device)
+        if not runs:
+            answer(model, processor, inputs, max_new_tokens=1)  # the first call of a process pays for start-up
+        stock = answer(model, processor, inputs, arguments.max_new_tokens)
+        report("stock", stock, question.answer)
+        with quickprefill.patched(model, config):
+            ours = answer(model, processor, inputs, arguments.max_new_tokens)
+        report("patched", ours, question.answer)
+        runs.append((stock, ours))
+    return runs
 
 
-def main(argv: list[str] | None = None) -> tuple[Run, Run]:
+def main(argv: list[str] | None = None) -> list[tuple[Run, Run]]:
     arguments = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
+        questions = [Question("", arguments.question, "")]
         if arguments.video is None:
             arguments.video = Path(folder) / "clip.mp4"
-            print(f"writing a {arguments.minutes:g}-minute H.264 clip ...")
-            write_clip(arguments.video, minutes=arguments.minutes)
+            print(f"rendering a {arguments.minutes:g}-minute H.264 clip ...")
+            questions = write_needle_clip(arguments.video, arguments.minutes)
         quickdecode.register()
         try:
-            return run(arguments)
+            return run(arguments, questions)
         finally:
             quickdecode.unregister()
 

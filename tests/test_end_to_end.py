@@ -29,7 +29,7 @@ def quickstart():
 @pytest.fixture(scope="module")
 def clip(quickstart, tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    quickstart.write_clip(path, minutes=0.4)
+    quickstart.write_needle_clip(path, minutes=0.4)
     return path
 
 
@@ -37,7 +37,7 @@ def clip(quickstart, tmp_path_factory):
 @pytest.mark.parametrize("keep", [1.0, 0.25])
 def test_quickstart(quickstart, clip, capsys, keep):
     options = ["--video", str(clip), "--keep", str(keep), "--group-frames", "8", "--fps", "2", "--max-new-tokens", "4"]
-    stock, ours = quickstart.main(options)
+    ((stock, ours),) = quickstart.main(options)
     printed = capsys.readouterr()
     assert "48 frames of 56 x 56" in printed.out
     assert "6/6" in printed.err, "the progress bar counts groups"
@@ -45,10 +45,19 @@ def test_quickstart(quickstart, clip, capsys, keep):
         assert ours.answer == stock.answer
         assert ours.cache_bytes == stock.cache_bytes
     else:
-        token_bytes = 4 * 2 * 2 * 32 * 4  # layers, keys and values, heads, head dimension, float32
+        token_bytes = 6 * 2 * 2 * 32 * 4  # layers, keys and values, heads, head dimension, float32
         dropped = (stock.cache_bytes - ours.cache_bytes) / token_bytes
         assert dropped == 96 - 24, "three quarters of the 96 video tokens are gone, and nothing else"
     assert min(run.prefill_seconds for run in (stock, ours)) > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_quickstart_knows_the_right_answers(quickstart, capsys):
+    runs = quickstart.main(["--minutes", "1"])
+    printed = capsys.readouterr().out
+    right = re.findall(r"patched .*\(right: '(\w+)'\)", printed)
+    assert [ours.answer for _, ours in runs] == right
+    assert [stock.answer for stock, _ in runs] == right
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -72,6 +81,6 @@ def test_readmes_script_runs_as_written(quickstart, clip, capsys):
         exec(stock, names)
         assert capsys.readouterr().out == ours
         exec(script, names)
-        assert quickprefill.report(names["model"]).kept == (0.5,) * 4
+        assert quickprefill.report(names["model"]).kept == (0.5,) * 6
     finally:
         quickdecode.unregister()
