@@ -34,13 +34,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from quickstart import FirstToken, PeakMemory
 
 RESULTS = Path(__file__).parent / "results"
-VIDEO, IMAGE, VISION_START, VISION_END, VOCABULARY = 4, 3, 1, 2, 1000
+VIDEO, IMAGE, VISION_START, VISION_END, VOCABULARY = 4, 3, 1, 2, 16384
 PATCHES = 16
 """Patches along each side of a frame: 64 tokens in a slice of two frames."""
 
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
-        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        "text": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
         | {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12]}},
         "vision": {"depth": 4, "hidden_size": 192, "intermediate_size": 768, "num_heads": 3, "out_hidden_size": 768}
         | {"fullatt_block_indexes": [1, 3]},
@@ -89,6 +89,7 @@ def build_model(shape: str) -> Any:
         video_token_id=VIDEO,
         vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
+        tie_word_embeddings=shape == "small",
     )
     torch.manual_seed(0)
     with torch.device(device):
