@@ -51,10 +51,10 @@ def test_early_blocks_come_early_and_decoding_waits(clip_folder: Path, monkeypat
     path = build(clip_folder, "intra.mp4")
     blocks = iter(quickdecode.stream_video(path, block_frames=1, workers=2))
     assert [read_number(frame) for frame in next(blocks).frames] == [0]
-    assert len(begun) <= 4
+    assert len(begun) <= 5  # one taken, two in the room, two workers at the door
     blocks.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("quickdecode")]
-    assert len(begun) <= 5
+    assert len(begun) <= 6
 
 
 def test_errors(clip: Path, tmp_path: Path) -> None:
