@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clips", nargs="+", type=int, default=[40], help="test clips, one number or one per length")
     parser.add_argument("--spacing", type=float, default=0.5, help="seconds between two frames")
     parser.add_argument("--oversample", type=int, default=2, help="frames in the file for each frame that is read")
-    parser.add_argument("--group-frames", type=int, default=16)
+    parser.add_argument("--group-frames", type=int, default=64)
     parser.add_argument("--frame-size", type=int, default=56, help="height and width that frames are resized to")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path(".cache/quality"), help="clips, and answers to resume from")

@@ -12,6 +12,8 @@ from examples.needle.tasks import CHOICES, TASKS
 
 __all__ = ["plot", "summarise", "table"]
 
+_BASELINES = ("uniform", "random")
+
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures per length and way of answering, and how often keep=1 said the same as the unpatched model."""
@@ -56,9 +58,10 @@ def _way_summary(
         summary["relative"] = round(float(own.mean() / max(full.mean(), 1e-9)), 4)
         summary["relative_interval"] = relative_interval(own, full, clips)
         summary["p_against_full"] = float(f"{mcnemar(own, full):.3g}")
-        uniform = "uniform@" + way.split("@")[1]
-        if uniform in right and way != uniform:
-            summary["p_against_uniform"] = float(f"{mcnemar(own, right[uniform]):.3g}")
+        for baseline in _BASELINES:
+            other = f"{baseline}@" + way.split("@")[1]
+            if other in right and way != other:
+                summary[f"p_against_{baseline}"] = float(f"{mcnemar(own, right[other]):.3g}")
     return summary
 
 
@@ -74,8 +77,12 @@ def table(summary: dict[str, Any]) -> str:
     ]
     for length in summary["lengths"]:
         lines += ["", f"### {length['frames']} frames ({length['clips']} clips, {length['questions']} questions)", ""]
-        lines.append("| way | " + " | ".join(TASKS) + " | all | relative | p vs. full | p vs. uniform | cache, KiB |")
-        lines.append("|---" * (len(TASKS) + 6) + "|")
+        lines.append(
+            "| way | "
+            + " | ".join(TASKS)
+            + " | all | relative | p vs. full | p vs. uniform | p vs. random | cache, KiB |"
+        )
+        lines.append("|---" * (len(TASKS) + 7) + "|")
         lines += [_row(way, values) for way, values in length["ways"].items()]
     return "\n".join(lines) + "\n"
 
@@ -88,7 +95,7 @@ def _row(way: str, values: dict[str, Any]) -> str:
         cells.append(f"{values['relative']:.1%} ({low:.0%} to {high:.0%})")
     else:
         cells.append("")
-    for name in ("p_against_full", "p_against_uniform"):
+    for name in ("p_against_full", *(f"p_against_{baseline}" for baseline in _BASELINES)):
         cells.append(f"{values[name]:.2g}" if name in values else "")
     cells.append(f"{values['mean_cache_bytes'] / 1024:.0f}")
     return "| " + " | ".join(cells) + " |"
