@@ -3,7 +3,7 @@
 Two sets, both (T, bits) float32 in 0 to 1 for T slices of two frames:
 
     visible   what the slice shows: the share of its frames that show each thing
-    so_far    what has been seen by its end: symbols, their order, the number of crosses, the change
+    so_far    what has been seen by its end: symbols, their order, the number of crosses, the change, the first tones
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["NUM_SO_FAR", "NUM_VISIBLE", "so_far", "visible"]
 
 _NAMES = tuple(COLOURS)
 NUM_VISIBLE = len(COLOURS) * (1 + len(SHAPES)) + 1 + len(PROPS) + len(PATTERNS)
-NUM_SO_FAR = 2 * len(SHAPES) + len(COUNTS) + len(PROPS)
+NUM_SO_FAR = 2 * len(SHAPES) + len(COUNTS) + 2 * len(PROPS)
 
 
 def visible(scene: Scene) -> np.ndarray:
@@ -43,7 +43,7 @@ def visible(scene: Scene) -> np.ndarray:
 
 
 def so_far(scene: Scene) -> np.ndarray:
-    """(T, NUM_SO_FAR): each symbol seen, each seen first, at least n crosses, each prop changed."""
+    """(T, NUM_SO_FAR): each symbol seen, each seen first, at least n crosses, each prop changed, and its first tone."""
     ends = frame_times(scene)[1::2]
     starts = [min((symbol.start for symbol in scene.appearances(shape)), default=np.inf) for shape in SHAPES]
     seen = [ends >= start for start in starts]
@@ -51,4 +51,5 @@ def so_far(scene: Scene) -> np.ndarray:
     crosses = sum(ends >= symbol.start for symbol in scene.appearances("cross")) + np.zeros(len(ends))
     counted = [crosses > count for count in range(len(COUNTS))]
     changed = [(scene.changed == prop) & (ends >= scene.change_second) for prop in PROPS]
-    return np.stack([*seen, *first, *counted, *changed], axis=1).astype(np.float32)
+    tones = [np.full(len(ends), tone) for tone in scene.props]
+    return np.stack([*seen, *first, *counted, *changed, *tones], axis=1).astype(np.float32)
