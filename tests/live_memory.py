@@ -16,15 +16,18 @@ class PeakLiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
-        self._known: set[int] = set()
+        self._known: dict[int, StorageWeakRef] = {}
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in self._live:
-                self._known.add(leaf.untyped_storage()._cdata)
+                storage = leaf.untyped_storage()
+                self._known[storage._cdata] = StorageWeakRef(storage)
         result = func(*args, **(kwargs or {}))
+        # An address is used again once its storage is freed.
         self._live = {key: held for key, held in self._live.items() if not held[0].expired()}
+        self._known = {key: storage for key, storage in self._known.items() if not storage.expired()}
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()

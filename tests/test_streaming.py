@@ -16,8 +16,9 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 import quickdecode
 import quickprefill
-from quickdecode import frames, lazy, ring
+from quickdecode import frames, lazy, ring, stream
 from quickdecode.lazy import LazyTensor
+from tests.live_memory import PeakLiveBytes
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-qwen2.5-vl"
 PIXELS = "pixel_values_videos"
@@ -193,8 +194,8 @@ def test_an_unpatched_model_gets_the_whole_video(both, model, talk):
 
 def test_transformers_own_loading_streams_too(processor, model, talk):
     given = []
-    for stream in (False, True):
-        quickdecode.register(stream=stream)
+    for streaming in (False, True):
+        quickdecode.register(stream=streaming)
         content = [{"type": "video", "path": str(talk)}, {"type": "text", "text": "What colour is it?"}]
         given.append(
             processor.apply_chat_template(
@@ -266,6 +267,32 @@ def test_an_interrupted_generate_stops_decoding(both, model, talk, error):
         assert decoding() == 0
         assert open_files() == []
         assert_identical(generate(model, streamed), generate(model, plain))
+
+
+def test_memory_does_not_grow_with_the_video(processor, make_clip, monkeypatch):
+    """Tensors and pictures that are alive at once while a video goes by in groups, counted in bytes."""
+    rings = []
+
+    class NotedRing(ring.Ring):
+        def __init__(self, *args):
+            super().__init__(*args)
+            rings.append(self.nbytes)
+
+    monkeypatch.setattr(stream, "Ring", NotedRing)
+    quickdecode.register(stream=True)
+    peaks, wholes = [], []
+    for length in (60, 240):
+        inputs = make_inputs(processor, conversation(make_clip(f"long-{length}.mp4", frames=length), fps=15.0))
+        pixels, slice_rows = inputs[PIXELS], int(inputs["video_grid_thw"][0, 1:].prod())
+        with PeakLiveBytes() as peak:
+            for start in range(0, len(pixels), 4 * slice_rows):
+                pixels.rows(start, min(start + 4 * slice_rows, len(pixels)))
+        peaks.append(peak.bytes + rings[-1])
+        wholes.append(pixels.nbytes)
+        assert is_lazy(pixels)
+    assert len(rings) == 2, "one pass each"
+    assert wholes[1] == 4 * wholes[0]
+    assert peaks[1] <= peaks[0] < wholes[1]
 
 
 def test_dropping_the_inputs_stops_decoding(processor, talk):
