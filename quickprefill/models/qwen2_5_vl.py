@@ -7,6 +7,7 @@ before the first forward and passes `mm_encoder_outputs`. There the override put
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from quickprefill.attention import SUPPORTED
 from quickprefill.errors import InputError, UnsupportedModelError
 from quickprefill.groups import Grid
 from quickprefill.models.base import Family, Geometry, Row
+from quickprefill.models.qwen_vision import tower_layout
 from quickprefill.video import PendingVideo
 
 __all__ = ["Qwen2_5_VL"]
@@ -287,11 +289,16 @@ def _pending_videos(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> li
     device = getattr(getattr(visual, "_hf_hook", None), "execution_device", None)
     device = torch.device(visual.device if device is None else device)
 
+    @functools.cache
+    def layout(slices: int, height: int, width: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        grid = torch.tensor([[slices, height, width]])
+        return grid, tower_layout(visual, grid, device)
+
     def encoder(height: int, width: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
         def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
             rows = rows.to(device, non_blocking=True)
-            grid = torch.tensor([[slices, height, width]], device=rows.device)
-            output = model.model.get_video_features(rows, grid, return_dict=True)
+            grid, derived = layout(slices, height, width)
+            output = model.model.get_video_features(rows, grid, return_dict=True, **derived)
             return torch.cat(tuple(output.pooler_output))
 
         return encode

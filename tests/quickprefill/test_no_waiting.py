@@ -1,0 +1,57 @@
+"""The group loop never waits for its device: on the meta device there is nothing that could be read back."""
+
+import pytest
+import torch
+
+import quickprefill
+from quickprefill.policies import KeyNorm
+from tests.tiny import Clip, make_inputs, prompt, tiny_model
+
+# How many tokens these leave is only known once it has been read.
+WAITING = {"prunevid", "vidcom2"}
+
+
+def prefill(attention, **config):
+    """One prefill of four groups whose weights, pixels, hidden states and cache lie on the meta device."""
+    model = tiny_model(attention).to("meta")
+    inputs = make_inputs(prompt(3, Clip((3, 4, 4)), 4, Clip((4, 4, 4)), 5))
+    with torch.no_grad(), quickprefill.patched(model, group_frames=4, **config):
+        output = model(**inputs, use_cache=True, logits_to_keep=1)
+        assert quickprefill.report(model).groups == 4
+    return output
+
+
+def test_reading_from_the_meta_device_fails():
+    tensor = torch.ones(3, device="meta")
+    for read in (torch.Tensor.tolist, torch.Tensor.cpu, torch.nonzero, lambda t: t[0].item(), lambda t: bool(t.any())):
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            read(tensor)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_group_waits(attention):
+    output = prefill(attention, keep=0.5)
+    assert output.logits.is_meta
+    assert output.past_key_values.layers[0].keys.is_meta
+
+
+@pytest.mark.parametrize("policy", sorted(set(quickprefill.POLICIES) - WAITING - {"key_norm"}))
+def test_no_policy_waits(policy):
+    assert prefill("sdpa", keep=0.5, policy=policy).logits.is_meta
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"keep": 1.0},
+        {"keep_tokens": 5},
+        {"keep": 0.5, "progressive_from": 1},
+        {"keep": 0.5, "layer_decay": "linear"},
+        {"keep": 0.5, "see_past": False},
+        {"keep": 0.5, "prune_text": True},
+        {"keep": 0.5, "policy": KeyNorm(per_head=True)},
+    ],
+    ids=str,
+)
+def test_no_option_waits(config):
+    assert prefill("sdpa", **config).logits.is_meta
