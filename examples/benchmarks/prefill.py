@@ -146,7 +146,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
-        "command": "python examples/benchmarks/prefill.py " + " ".join(sys.argv[1:]),
+        "command": f"python examples/benchmarks/{Path(sys.argv[0]).name} " + " ".join(sys.argv[1:]),
         "commit": commit.stdout.strip(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine,
         "torch": torch.__version__,
@@ -161,16 +161,15 @@ def load(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     """Results to go on with: those of the same versions and settings, else none."""
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text())
-        same = ("machine", "torch", "transformers", "quickprefill", "shape", "group_frames")
-        if all(stored["environment"].get(name) == now[name] for name in same):
+        if all(stored["environment"].get(name) == now[name] for name in now.keys() - {"command", "commit"}):
             return stored
     return {"environment": now, "runs": {}}
 
 
-def save(path: Path, results: dict[str, Any]) -> None:
-    """Write JSON, table and plot; a reader never sees half a file."""
+def save(path: Path, results: dict[str, Any], page: str) -> None:
+    """Write JSON, and the page beside it; a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for target, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), table(results))):
+    for target, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), page)):
         draft = target.with_name(target.name + ".draft")
         draft.write_text(text)
         os.replace(draft, target)
@@ -283,7 +282,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 else:
                     runs.append(measure_apart(arguments, tokens, name))
                 print(f"{tokens} {name} {runs[-1]['first_token_s']:.2f} s", flush=True)
-                save(path, results)
+                save(path, results, table(results))
     print(table(results))
     plot(results, path.with_suffix(".png"))
     return results
