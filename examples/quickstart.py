@@ -158,11 +158,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", default="value_norm", choices=sorted(quickprefill.POLICIES))
     parser.add_argument("--fps", type=float, default=1.0, help="frames sampled per second of video")
     parser.add_argument("--minutes", type=float, default=10, help="length of the clip that is rendered")
-    parser.add_argument("--max-new-tokens", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, help="tokens to answer in; the small model's answers are one")
     arguments = parser.parse_args(argv)
     if arguments.group_frames is None:
         # A group should fill a matrix product: 16 frames are thousands of tokens at real sizes, 32 at the small one.
         arguments.group_frames = 256 if arguments.model == str(TINY_MODEL) else 16
+    if arguments.max_new_tokens is None:
+        arguments.max_new_tokens = 1 if arguments.model == str(TINY_MODEL) else 8
     return arguments
 
 

@@ -80,7 +80,7 @@ def test_results_of_another_version_are_refused(checkpoint, tmp_path):
     work = tmp_path / "work"
     settings = quality.run_settings(quality.parse_arguments(options(checkpoint, tmp_path)))
     quality.write_json(work / "settings.json", {**settings, "format": 0})
-    with pytest.raises(quality.ResultError, match="answers of another run .format: 0 there, 1 now.*--work"):
+    with pytest.raises(quality.ResultError, match="answers of another run .format: 0 there, 2 now.*--work"):
         quality.main(options(checkpoint, tmp_path))
 
 
