@@ -44,9 +44,7 @@ def test_no_policy_waits(policy):
     "config",
     [
         {"keep": 1.0},
-        {"keep_tokens": 5},
         {"keep": 0.5, "progressive_from": 1},
-        {"keep": 0.5, "layer_decay": "linear"},
         {"keep": 0.5, "see_past": False},
         {"keep": 0.5, "prune_text": True},
         {"keep": 0.5, "policy": KeyNorm(per_head=True)},
