@@ -57,7 +57,7 @@ def test_timeout(clip: Path) -> None:
     began = time.monotonic()
     with pytest.raises(quickdecode.ReadTimeoutError, match=r"plain\.mp4: not read within timeout_seconds=0.05"):
         quickdecode.read_video(clip, size=(2400, 4000), timeout_seconds=0.05)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     while threads() and time.monotonic() - began < 10:
         time.sleep(0.05)
     assert not threads()
@@ -70,7 +70,7 @@ def silent_server() -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            end.wait(30)
+            end.wait(300)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -85,7 +85,7 @@ def test_timeout_of_a_download(silent_server: str) -> None:
     began = time.monotonic()
     with pytest.raises((quickdecode.ReadTimeoutError, quickdecode.SourceError), match="not read within|timed out"):
         quickdecode.read_video(silent_server, timeout_seconds=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "1", float("nan")])
@@ -109,7 +109,7 @@ class Blocked(io.BytesIO):
         self._end = end
 
     def getvalue(self) -> bytes:
-        self._end.wait(30)
+        self._end.wait(300)
         return b""
 
 
@@ -125,27 +125,29 @@ def test_timeout_of_a_file_object_that_blocks(reader: str, end: threading.Event)
     began = time.monotonic()
     with pytest.raises(quickdecode.ReadTimeoutError, match=r"<Blocked>: not read within timeout_seconds=0.2"):
         READERS[reader](Blocked(end), timeout_seconds=0.2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_timeout_while_ffmpeg_opens_the_file(
     reader: str, clip: Path, end: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(av, "open", lambda *_, **__: end.wait(30))
+    monkeypatch.setattr(av, "open", lambda *_, **__: end.wait(300))
     began = time.monotonic()
     with pytest.raises(quickdecode.ReadTimeoutError, match=r"\.mp4: not read within timeout_seconds=0.2"):
         READERS[reader](shutil.copy(clip, clip.with_name(f"blocked-{reader}.mp4")), timeout_seconds=0.2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
-BLOCKED = """
+# A shell's background job starts with Ctrl-C switched off.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+BLOCKED = f"""{LISTEN}
 import av, sys, threading, quickdecode
-av.open = lambda *_, **__: threading.Event().wait(30)
+av.open = lambda *_, **__: threading.Event().wait(300)
 print("opening", flush=True)
 getattr(quickdecode, sys.argv[2])([sys.argv[1]] if sys.argv[2] == "read_videos" else sys.argv[1])
 """
-INTERRUPTED = """
+INTERRUPTED = f"""{LISTEN}
 import sys, quickdecode
 print("reading", flush=True)
 while True:
@@ -169,7 +171,7 @@ def test_ctrl_c_ends_a_read_at_once(clip: Path, program: str, reader: str) -> No
     process.stdout.readline()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in errors
 
