@@ -171,7 +171,10 @@ def test_ctrl_c_ends_a_read_at_once(clip: Path, program: str, reader: str) -> No
     process.stdout.readline()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in errors
 
