@@ -118,14 +118,15 @@ def plot(summary: dict[str, Any], path: Path) -> None:
             if name not in ("full", "blind", "patched"):
                 curves.setdefault(name, []).append((values["mean_cache_bytes"] / 1024, values["accuracy"]))
         full = (ways["full"]["mean_cache_bytes"] / 1024, ways["full"]["accuracy"])
-        for name, points in curves.items():
-            axis.plot(*zip(*sorted([*points, full]), strict=True), marker="o", label=name)
+        for colour, (name, points) in enumerate(curves.items()):
+            line = sorted([*points, full])
+            axis.plot(*zip(*line, strict=True), marker="o", label=name, color=pyplot.get_cmap("tab20")(colour))
         axis.axhline(ways["blind"]["accuracy"], color="grey", linestyle=":", label="blind")
         axis.set_xscale("log")
         axis.set_title(f"{length['frames']} frames")
         axis.set_xlabel("stored keys and values, KiB")
     axes[0][0].set_ylabel("accuracy")
-    axes[0][-1].legend(fontsize="small")
+    axes[0][-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.tight_layout()
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=120, format="png")
