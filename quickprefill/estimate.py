@@ -65,7 +65,7 @@ def estimate(model: Any, inputs: Mapping[str, Any], config: Any = None, **overri
     geometry, token = family.geometry(target), family.video_token_id(target)
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
-    plans, num_groups, slices = [], 0, 0
+    plans, num_groups, most_slices = [], 0, 0
     left = list(grids)
     for number, row in enumerate(ids.tolist()):
         tokens = row if mask is None else [one for one, seen in zip(row, mask[number].tolist(), strict=True) if seen]
@@ -73,15 +73,16 @@ def estimate(model: Any, inputs: Mapping[str, Any], config: Any = None, **overri
         while left and missing > 0:
             own.append(left.pop(0))
             missing -= own[-1].num_tokens
-        slices = max(slices, group_slices(target, family, config, own, len(tokens)))
-        groups, tail = split_prompt(tokens, token, own, group_slices(target, family, config, own, len(tokens)))
+        slices = group_slices(target, family, config, own, len(tokens))
+        groups, tail = split_prompt(tokens, token, own, slices)
+        most_slices = max(most_slices, slices)
         num_groups += len(groups)
         plans.append(plan_prompt(geometry, config, groups, own, len(tokens) - tail))
     flops = sum(plan.flops for plan in plans)
     before = last_report(target)
     return Estimate(
         video_tokens=sum(grid.num_tokens for grid in grids),
-        group_frames=slices * family.frames_per_slice(target),
+        group_frames=most_slices * family.frames_per_slice(target),
         groups=num_groups,
         cache_bytes=sum(plan.cache_bytes for plan in plans),
         activation_bytes=max(plan.activation_bytes for plan in plans),
