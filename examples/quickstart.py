@@ -100,13 +100,12 @@ def write_needle_clip(path: Path, minutes: float) -> list[Question]:
     return [asked[task] for task in ("needle", "state", "time")]
 
 
-def watch(arguments: argparse.Namespace, text: str) -> tuple[list[dict[str, Any]], Any]:
-    """The messages of one question, and the video as qwen-vl-utils reads it."""
+def conversation(arguments: argparse.Namespace, text: str) -> list[dict[str, Any]]:
+    """One question about the video."""
     video: dict[str, Any] = {"type": "video", "video": str(arguments.video), "fps": arguments.fps}
     if Path(arguments.model) == TINY_MODEL:
         video |= {"resized_height": TINY_FRAME_PIXELS, "resized_width": TINY_FRAME_PIXELS}
-    messages = [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
-    return messages, process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True)
+    return [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
 
 
 def prepare(processor: Any, messages: list[dict[str, Any]], vision: Any) -> Any:
@@ -176,15 +175,17 @@ def run(arguments: argparse.Namespace, questions: list[Question]) -> list[tuple[
     config = quickprefill.QuickPrefillConfig(
         keep=arguments.keep, group_frames=arguments.group_frames, policy=arguments.policy, progress=True
     )
+    start = time.perf_counter()
+    messages = [conversation(arguments, question.text) for question in questions]
+    vision = process_vision_info(messages[0], return_video_kwargs=True, return_video_metadata=True)
+    print(f"decode   {time.perf_counter() - start:.2f} s")
     runs = []
-    for question in questions:
-        start = time.perf_counter()
-        messages, vision = watch(arguments, question.text)
-        inputs = prepare(processor, messages, vision)
+    for question, asked in zip(questions, messages, strict=True):
+        inputs = prepare(processor, asked, vision)
         slices, rows, columns = inputs["video_grid_thw"][0].tolist()
         print(
-            f"\n{question.text}\ndecode   {time.perf_counter() - start:.2f} s for {2 * slices} frames of {14 * rows} x "
-            f"{14 * columns}, {inputs['input_ids'].shape[1]} tokens in the prompt"
+            f"\n{question.text}\n{2 * slices} frames of {14 * rows} x {14 * columns}, "
+            f"{inputs['input_ids'].shape[1]} tokens in the prompt"
         )
         inputs = inputs.to(device)
         if not runs:
