@@ -86,13 +86,16 @@ class Decoder:
         return self._family.norm(self._model, hidden)[0]
 
     def group(
-        self, before: Text, tokens: VideoTokens, question: Text | None, group: int
+        self, before: Text, tokens: VideoTokens, question: Text | None, group: int, *, finish: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A group's video tokens after the text before them.
 
+        Args:
+            finish: whether anybody reads the final hidden states. If not, the last layer only fills its cache.
+
         Returns:
-            final hidden states (n, C) of the text and of the video tokens that finished, and the latter's index in
-            `tokens`.
+            final hidden states (n, C) of the text and of the video tokens that finished, none where `finish` is False,
+            and the latter's index in `tokens`.
         """
         if not tokens.num_tokens:  # merged away: all of the group's tokens stand in earlier groups
             hidden = self.text(before, prunable=False) if len(before) else before.embeds
@@ -102,19 +105,20 @@ class Decoder:
         cache = self._cache if self._config.see_past else self._scratch(stretch.hidden.shape[1])
         with mask_free(self._attention):
             for index in range(len(self._layers)):
-                self._group_layer(index, stretch, tokens, cache, group)
+                whole = finish or index + 1 < len(self._layers)
+                self._group_layer(index, stretch, tokens, cache, group, whole=whole)
         for index, layer in enumerate(self._layers):
             if cache is not self._cache:
                 layer.absorb(cache.layers[index])
             self._recorder.stored(index, layer.stored_length - before_group[index] - len(before))
         self._recorder.finished_tokens += stretch.num_video
-        hidden = stretch.hidden[:, : stretch.num_text + stretch.num_video]
+        hidden = stretch.hidden[:, : stretch.num_text + stretch.num_video if finish else 0]
         return self._family.norm(self._model, hidden)[0], stretch.alive
 
     def _stretch(self, before: Text, tokens: VideoTokens, question: Text | None) -> _Stretch:
         parts = [before, Text(tokens.embeds.to(before.embeds), tokens.positions), *([question] if question else [])]
         hidden = torch.cat([part.embeds for part in parts])[None]
-        positions = torch.cat([part.positions for part in parts], dim=1)
+        positions = torch.cat([part.positions.to(hidden.device) for part in parts], dim=1)
         rotary = self._family.rotary(self._model, hidden, positions[:, None])
         alive = torch.arange(tokens.num_tokens, device=hidden.device)
         return _Stretch(hidden, rotary, len(before), len(question) if question else 0, alive)
@@ -124,11 +128,17 @@ class Decoder:
         cache.layers = [PrunedLayer(capacity) for _ in self._layers]
         return cache
 
-    def _group_layer(self, index: int, stretch: _Stretch, tokens: VideoTokens, cache: DynamicCache, group: int) -> None:
+    def _group_layer(
+        self, index: int, stretch: _Stretch, tokens: VideoTokens, cache: DynamicCache, group: int, *, whole: bool
+    ) -> None:
         inputs, layer = stretch.hidden, cache.layers[index]
         watch = self._scorer is not None and self._scorer.uses_residual
-        with self._recorder.span("decode"), self._watch(index, watch) as residual:
-            stretch.hidden = self._layer(index, inputs, stretch.rotary, cache)
+        with self._recorder.span("decode"):
+            if whole or watch or self._family.watched(self._model, index):
+                with self._watch(index, watch) as residual:
+                    stretch.hidden = self._layer(index, inputs, stretch.rotary, cache)
+            else:
+                self._family.store(self._model, index, inputs, stretch.rotary, cache)
         with self._recorder.span("prune"):
             selected = self._select(index, inputs, stretch, tokens, layer)
             layer.drop_last(stretch.num_question)

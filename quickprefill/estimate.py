@@ -77,7 +77,8 @@ def estimate(model: Any, inputs: Mapping[str, Any], config: Any = None, **overri
         groups, tail = split_prompt(tokens, token, own, slices)
         most_slices = max(most_slices, slices)
         num_groups += len(groups)
-        plans.append(plan_prompt(geometry, config, groups, own, len(tokens) - tail))
+        finishing = [groups[-1].index] if groups and tail == len(tokens) else []
+        plans.append(plan_prompt(geometry, config, groups, own, len(tokens) - tail, finishing))
     flops = sum(plan.flops for plan in plans)
     before = last_report(target)
     return Estimate(

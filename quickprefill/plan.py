@@ -5,7 +5,7 @@ Where a policy decides by content how many tokens stay (PruneVid), figures are t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -44,9 +44,20 @@ class Plan:
 
 
 def plan_prompt(
-    geometry: Geometry, config: QuickPrefillConfig, groups: Sequence[Group], grids: Sequence[Grid], num_tail: int
+    geometry: Geometry,
+    config: QuickPrefillConfig,
+    groups: Sequence[Group],
+    grids: Sequence[Grid],
+    num_tail: int,
+    finishing: Collection[int] = (),
 ) -> Plan:
-    """The plan of a prompt cut into groups with `num_tail` tokens behind them; `grids` are its videos'."""
+    """The plan of a prompt cut into groups with `num_tail` tokens behind them.
+
+    Args:
+        grids: those of its videos.
+        finishing: groups whose final hidden states are read; in the others the last layer only fills its cache.
+    """
+    whole = config.scorer is not None and config.scorer.uses_residual
     stored = [0] * geometry.layers
     capacity, activation, flops = 0, 0, 0.0
     for group in groups:
@@ -56,7 +67,10 @@ def plan_prompt(
         activation = max(activation, activation_bytes(geometry, group.num_text + group.num_video, group.num_video))
         flops += vision_flops(geometry, group.num_video, grids[group.video].slice_tokens)
         for layer in range(geometry.layers):
-            flops += layer_flops(geometry, new, stored[layer])
+            if layer + 1 < geometry.layers or whole or group.index in finishing:
+                flops += layer_flops(geometry, new, stored[layer])
+            else:
+                flops += store_flops(geometry, new)
             kept = min(num_kept(config, group.num_video, layer, geometry.layers), entered)
             stored[layer] += group.num_text + kept
             if config.progressive_from is not None and layer >= config.progressive_from:
@@ -108,6 +122,11 @@ def layer_flops(geometry: Geometry, new: int, stored: int) -> float:
     projections = 2 * geometry.hidden * (2 * heads + 2 * geometry.kv_heads * geometry.head_dim)
     linear = projections + 6 * geometry.hidden * geometry.mlp
     return float(new * linear + 4 * heads * new * (stored + new / 2))
+
+
+def store_flops(geometry: Geometry, new: int) -> float:
+    """Work of projecting `new` tokens to a layer's keys and values."""
+    return float(new * 2 * geometry.hidden * 2 * geometry.kv_heads * geometry.head_dim)
 
 
 def largest_group_slices(

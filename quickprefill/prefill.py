@@ -71,7 +71,9 @@ def _prefill_row(
     geometry = family.geometry(model)
     slices = group_slices(model, family, config, grids, len(ids))
     groups, tail = split_prompt(ids, family.video_token_id(model), grids, slices)
-    plan = plan_prompt(geometry, config, groups, grids, len(ids) - tail)
+    collect = _Collector(row, wanted)
+    finishing = {group.index for group in groups if collect.wants(group)}
+    plan = plan_prompt(geometry, config, groups, grids, len(ids) - tail, finishing)
     recorder.group_frames = max(recorder.group_frames, slices * family.frames_per_slice(model))
     recorder.flops += plan.flops
     cache, past_length = DynamicCache(), past[0].get_seq_length() if past else 0
@@ -80,7 +82,6 @@ def _prefill_row(
         PrunedLayer(capacity) for _ in range(family.num_layers(model))
     ]
     decoder = Decoder(model, family, config, cache, recorder)
-    collect = _Collector(row, wanted)
     text = _TextEmbedder(model, family, row, ids)
     question = text(tail, len(ids)) if groups and any(policy.uses_question for policy in config.policies) else None
     if question is not None and not len(question):
@@ -91,8 +92,10 @@ def _prefill_row(
     bar = tqdm(groups, desc="prefill", unit="group", disable=not config.progress)
     for group, tokens in _encode(bar, row, config, recorder):
         before = text(group.start, group.video_start)
-        hidden, finished = decoder.group(before, tokens, question, group.index)
-        collect.group(hidden, group, tokens, finished)
+        finish = group.index in finishing
+        hidden, finished = decoder.group(before, tokens, question, group.index, finish=finish)
+        if finish:
+            collect.group(hidden, group, tokens, finished)
         for layer in cache.layers:
             layer.logical_length = past_length + group.stop
     if tail < len(ids):
@@ -107,13 +110,14 @@ def _encode(
     """Each group's video tokens as they enter the decoder. A policy of scope "video" gets all groups of one at once."""
     compressor: Any = config.policy_for("compress")
     whole = compressor is not None and compressor.scope == "video"
-    video: VideoTokens | None = None
+    parts: list[VideoTokens] = []
     for group in groups:
         if whole:
             if group.first_slice == 0:
-                slices = row.videos[group.video].grid.slices
-                video = _tokens(row, group, 0, slices, group.stop_slice, compressor, recorder)
-            tokens = video.slices(group.first_slice, group.stop_slice)  # type: ignore[union-attr]
+                slices, step = row.videos[group.video].grid.slices, group.stop_slice
+                video = _tokens(row, group, 0, slices, step, compressor, recorder)
+                parts = video.cut(*range(step, slices, step), slices)
+            tokens = parts.pop(0)
         else:
             first, stop = group.first_slice, group.stop_slice
             tokens = _tokens(row, group, first, stop, stop - first, compressor, recorder)
@@ -169,18 +173,20 @@ class _Collector:
         self._wanted = torch.tensor([index.get(column, -1) for column in wanted.tolist()], dtype=torch.long)
         self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
+    def wants(self, group: Group) -> bool:
+        """Whether a column of the group is wanted: reading which of its tokens finished waits for the device."""
+        return bool(((self._wanted >= group.start) & (self._wanted < group.stop)).any())
+
     def text(self, hidden: torch.Tensor, start: int) -> None:
         """Hidden states (n, C) of the prompt's tokens from `start` on."""
         self._take(hidden, torch.arange(start, start + len(hidden)))
 
     def group(self, hidden: torch.Tensor, group: Group, tokens: VideoTokens, finished: torch.Tensor) -> None:
         """Hidden states of a group: its text, then its tokens at `finished`."""
-        # Looking at `finished` waits for the device, so only when a column of the group is wanted at all.
-        if ((self._wanted >= group.start) & (self._wanted < group.stop)).any():
-            video = group.video_start + tokens.source[finished.to(tokens.source.device)].cpu()
-            columns = torch.cat([torch.arange(group.start, group.video_start), video])
-            if len(columns):
-                self._take(hidden, columns)
+        video = group.video_start + tokens.source[finished.to(tokens.source.device)].cpu()
+        columns = torch.cat([torch.arange(group.start, group.video_start), video])
+        if len(columns):
+            self._take(hidden, columns)
 
     def _take(self, hidden: torch.Tensor, columns: torch.Tensor) -> None:
         rows = torch.searchsorted(columns, self._wanted).clamp(max=len(columns) - 1)

@@ -36,17 +36,22 @@ class VideoTokens:
         return replace(
             self,
             embeds=self.embeds[index],
-            positions=self.positions[:, index.to(self.positions.device)],
+            positions=self.positions.to(index.device)[:, index],
             source=self.source[index],
             pools=None if self.pools is None else self.pools[index],
         )
 
-    def slices(self, start: int, stop: int) -> VideoTokens:
-        """The tokens that stand in temporal slices [start, stop), renumbered from `start`."""
+    def cut(self, *stops: int) -> list[VideoTokens]:
+        """The tokens of temporal slices [0, stops[0]), [stops[0], stops[1]), ..., renumbered. Waits for the device."""
         size = self.grid.slice_tokens
-        inside = (self.source >= start * size) & (self.source < stop * size)
-        part = self.take(inside.nonzero()[:, 0])
-        return replace(part, source=part.source - start * size, grid=replace(self.grid, slices=stop - start))
+        places = torch.tensor([stop * size for stop in stops], device=self.source.device)
+        parts, begin, start = [], 0, 0
+        for stop, end in zip(stops, torch.searchsorted(self.source, places).tolist(), strict=True):
+            part = self.take(torch.arange(begin, end, device=self.source.device))
+            grid = replace(self.grid, slices=stop - start)
+            parts.append(replace(part, source=part.source - start * size, grid=grid))
+            begin, start = end, stop
+        return parts
 
     def __repr__(self) -> str:
         return f"VideoTokens(embeds={tuple(self.embeds.shape)}, grid={self.grid})"

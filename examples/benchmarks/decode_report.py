@@ -57,7 +57,8 @@ def _speed_rows(row: Row, cores: int) -> list[str]:
     lines = [
         f"## {row['file']}, {row['sampling']}",
         "",
-        f"Must be decoded: {limit['frames']} of {limit['of']} frames; limit {limit['seconds']:.2f} s."
+        f"Must be decoded: {limit['frames']} of {limit['of']} frames; limit {limit['seconds']:.2f} s. Decoders on all "
+        f"cores at once ran at {limit['together']:.0%} of the speed of one alone."
         + (f" Fastest peer: {min(peers, key=peers.__getitem__)}." if peers else ""),
         "",
         "| reader | wall s | min to max | CPU s | peak MB over imports | ratio | CPU ratio | of limit |",

@@ -145,6 +145,14 @@ class Family(ABC):
         """One decoder layer over (B, n, C); appends its keys and values to the cache."""
 
     @abstractmethod
+    def store(self, model: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
+        """What layer() appends to the cache, without the rest of the layer."""
+
+    @abstractmethod
+    def watched(self, model: Any, index: int) -> bool:
+        """Whether somebody's hooks look into a layer, so that it must run as a whole."""
+
+    @abstractmethod
     def norm(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
         """The final norm, (B, n, C)."""
 

@@ -222,6 +222,16 @@ class Qwen2_5_VL(Family):
         )
         return output
 
+    def store(self, model: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
+        attention, states = _attention_input(model, index, hidden)
+        keys, values = (_heads(attention, projection(states)) for projection in (attention.k_proj, attention.v_proj))
+        _, keys = _rotated(keys, keys, rotary)
+        cache.update(keys, values, index)
+
+    def watched(self, model: Any, index: int) -> bool:
+        layer = model.model.language_model.layers[index]
+        return any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
+
     def norm(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = model.model.language_model.norm(hidden)
         return output
@@ -229,17 +239,9 @@ class Qwen2_5_VL(Family):
     def queries_and_keys(
         self, model: Any, index: int, hidden: torch.Tensor, rotary: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
-
-        layer = model.model.language_model.layers[index]
-        attention = layer.self_attn
-        states = layer.input_layernorm(hidden.to(layer.input_layernorm.weight.device))
-        shape = (1, hidden.shape[1], -1, attention.head_dim)
-        queries = attention.q_proj(states).view(shape).transpose(1, 2)
-        keys = attention.k_proj(states).view(shape).transpose(1, 2)
-        if rotary is not None:
-            queries, keys = apply_rotary_pos_emb(queries, keys, *(part.to(queries.device) for part in rotary))
-        return queries, keys
+        attention, states = _attention_input(model, index, hidden)
+        queries, keys = (_heads(attention, projection(states)) for projection in (attention.q_proj, attention.k_proj))
+        return (queries, keys) if rotary is None else _rotated(queries, keys, rotary)
 
     @contextlib.contextmanager
     def watch_residual(self, model: Any, index: int) -> Iterator[list[torch.Tensor]]:
@@ -268,6 +270,30 @@ def _encoded(call: dict[str, Any], modality: str) -> Any:
     return (call.get("mm_encoder_outputs") or {}).get(modality)
 
 
+def _attention_input(model: Any, index: int, hidden: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    """A decoder layer's attention, and what it projects, for the layer's input (1, n, C)."""
+    layer = model.model.language_model.layers[index]
+    return layer.self_attn, layer.input_layernorm(hidden.to(_device(layer.input_layernorm)))
+
+
+def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
+    """(1, n, heads x D) -> (1, heads, n, D)."""
+    return projected.view(*projected.shape[:2], -1, attention.head_dim).transpose(1, 2)
+
+
+def _rotated(queries: torch.Tensor, keys: torch.Tensor, rotary: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
+
+    queries, keys = apply_rotary_pos_emb(queries, keys, *(part.to(queries.device) for part in rotary))
+    return queries, keys
+
+
+def _device(module: Any) -> torch.device:
+    """Where a module runs, also where accelerate brings its weights only for the call."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(next(module.parameters()).device if device is None else device)
+
+
 def _take(videos: list[PendingVideo], num_tokens: int) -> tuple[PendingVideo, ...]:
     """Remove from the front of `videos` those that fill `num_tokens` placeholders; a misfit is found by the split."""
     taken: list[PendingVideo] = []
@@ -286,8 +312,7 @@ def _pending_videos(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> li
         )
 
     visual = model.model.visual
-    device = getattr(getattr(visual, "_hf_hook", None), "execution_device", None)
-    device = torch.device(visual.device if device is None else device)
+    device = _device(visual)
 
     @functools.cache
     def layout(slices: int, height: int, width: int) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -27,7 +27,8 @@ class VidCom2(Policy):
     Tokens are compared in the quieter half of their channels, after L2 normalisation. V is a token's similarity to the
     mean of the video and F to the mean of its slice. A slice whose mean V is lowest is the most unique, and gets up to
     twice the share of the others; inside a slice the tokens with the smallest V + F stay (ties: the earlier). Kept
-    tokens are unchanged and keep their 3-D positions. O(N x C) work, no attention map, one transfer to the host.
+    tokens are unchanged and keep their 3-D positions. O(N x C) work, no attention map. How many stay must be read
+    from the device once, but not with `exact_total` and scope "group".
 
     Scores are float32: in the bf16 of the original, the temperature of 0.01 magnifies rounding into other budgets.
     """
@@ -78,7 +79,10 @@ class VidCom2(Policy):
         else:
             count = share.round().clamp(min=1)  # half to even
         rank = (to_video + to_slice).argsort(dim=1, stable=True).argsort(dim=1)
-        return tokens.take((rank < count[:, None]).flatten().nonzero()[:, 0])
+        stays = (rank < count[:, None]).flatten()
+        if self.exact_total:  # how many is known, so nothing waits for the device
+            return tokens.take(stays.logical_not().argsort(stable=True)[:total])
+        return tokens.take(stays.nonzero()[:, 0])
 
     def _share(self, to_video: torch.Tensor) -> torch.Tensor:
         """How many tokens each slice is due, not yet whole numbers, (T, P) -> (T,)."""

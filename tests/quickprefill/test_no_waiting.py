@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import quickprefill
-from quickprefill.policies import KeyNorm
+from quickprefill.policies import KeyNorm, VidCom2
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 # How many tokens these leave is only known once it has been read.
@@ -48,6 +48,7 @@ def test_no_policy_waits(policy):
         {"keep": 0.5, "see_past": False},
         {"keep": 0.5, "prune_text": True},
         {"keep": 0.5, "policy": KeyNorm(per_head=True)},
+        {"policy": VidCom2(0.5, exact_total=True, scope="group")},
     ],
     ids=str,
 )

@@ -175,7 +175,7 @@ def test_bfloat16_is_scored_in_float32():
 def test_a_group_is_a_video_of_its_own():
     """What the streaming scope does: the loop hands over slices, and nothing outside them counts."""
     tokens = video(8, 3, 3)
-    part = tokens.slices(4, 8)
+    part = tokens.cut(4, 8)[1]
     alone = VideoTokens(tokens.embeds[36:], tokens.positions[:, 36:], torch.arange(36), Grid(4, 3, 3))
     assert kept(VidCom2(scope="group"), part) == kept(VidCom2(), alone)
 
