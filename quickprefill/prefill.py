@@ -207,7 +207,7 @@ def group_slices(model: Any, family: Family, config: QuickPrefillConfig, grids: 
     """Temporal slices in a group of a prompt of `num_tokens` tokens with these videos."""
     if config.group_frames == "auto" and grids:
         num_text = num_tokens - sum(grid.num_tokens for grid in grids)
-        return largest_group_slices(family.geometry(model), config, grids, num_text, model.device)
+        return largest_group_slices(family.geometry(model), config, grids, num_text, family.device(model))
     frames = config.group_frames if isinstance(config.group_frames, int) else 2
     return max(frames // family.frames_per_slice(model), 1)
 

@@ -101,6 +101,10 @@ class Family(ABC):
         """Decoder layers, which is also the number of cache layers."""
 
     @abstractmethod
+    def device(self, model: Any) -> torch.device:
+        """Where the decoder runs, its first layers if there are several places."""
+
+    @abstractmethod
     def geometry(self, model: Any) -> Geometry:
         """The model's sizes."""
 

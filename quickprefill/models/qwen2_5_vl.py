@@ -94,6 +94,9 @@ class Qwen2_5_VL(Family):
     def num_layers(self, model: Any) -> int:
         return int(model.config.get_text_config().num_hidden_layers)
 
+    def device(self, model: Any) -> torch.device:
+        return _device(model.model.language_model)
+
     def geometry(self, model: Any) -> Geometry:
         text, vision = model.config.get_text_config(), model.config.vision_config
         return Geometry(
@@ -289,8 +292,10 @@ def _rotated(queries: torch.Tensor, keys: torch.Tensor, rotary: Any) -> tuple[to
 
 
 def _device(module: Any) -> torch.device:
-    """Where a module runs, also where accelerate brings its weights only for the call."""
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    """Where a module's inputs go, also where accelerate brings its weights only for the call."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((device for device in devices if device is not None), None)
     return torch.device(next(module.parameters()).device if device is None else device)
 
 

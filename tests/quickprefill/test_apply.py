@@ -219,6 +219,20 @@ def test_accelerate_hooks_before_and_after(model):
     remove_hook_from_module(hook_last)
 
 
+@pytest.mark.parametrize("config", [{"keep": 1.0}, {"group_frames": "auto"}, {"policy": "query_attention"}], ids=str)
+def test_weights_that_accelerate_brings_for_each_call(model, config):
+    from accelerate import cpu_offload
+
+    inputs = make_inputs(prompt(3, Clip((4, 4, 4)), 3))
+    config = {"group_frames": 2, **config}
+    with quickprefill.patched(model, **config):
+        expected = model.generate(**inputs, max_new_tokens=3)
+    offloaded = cpu_offload(copy.deepcopy(model), execution_device="cpu")
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    with quickprefill.patched(offloaded, **config):
+        assert torch.equal(offloaded.generate(**inputs, max_new_tokens=3), expected)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
