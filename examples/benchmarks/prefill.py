@@ -7,6 +7,9 @@ The model has random weights: about 90 M parameters (decoder 12 x 768, 12 heads 
 4 x 192), or with --shape 7b the size of Qwen2.5-VL-7B, built on the GPU. All ways take turns: on a GPU in one process,
 on a CPU each time in a fresh one, because a process keeps the memory of what it did before. Figures are medians.
 Results are written after every turn, and a second call goes on where the first stopped.
+
+The floor of a way is the time that its matrix products would take at this machine's own rate for large ones, measured
+in the same process: the work of vision tower, decoder layers and attention in FLOPs, elementwise work left out.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import quickprefill
+from quickprefill.models import FAMILIES
+from quickprefill.plan import plan_prompt, split_lengths, vision_flops
 from quickprefill.policies import KeyNorm, PruneVid, VidCom2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -113,26 +119,78 @@ def build_inputs(num_tokens: int, device: torch.device) -> dict[str, torch.Tenso
     }
 
 
-def measure(model: Any, inputs: dict[str, torch.Tensor], name: str, group_frames: int) -> dict[str, Any]:
-    """One generate() of one token."""
+class TokenTimes(FirstToken):
+    """Notes also when the last token came."""
+
+    def put(self, value: torch.Tensor) -> None:
+        super().put(value)
+        self.last = time.perf_counter() - self.start
+
+
+def matmul_rate(model: Any, size: int = 2048) -> float:
+    """FLOPs a second of large matrix products in the model's dtype on its device."""
+    a, b = (torch.randn(size, size, device=model.device).to(model.dtype) for _ in range(2))
+    rates = []
+    for _ in range(6):
+        start = time.perf_counter()
+        for _ in range(1 if model.device.type == "cpu" else 100):
+            product = a @ b
+        product[0, 0].item()
+        rates.append((1 if model.device.type == "cpu" else 100) * 2 * size**3 / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def work(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """FLOPs of a stock prefill, and how many of them are the vision tower's."""
+    family = FAMILIES["qwen2_5_vl"]
+    geometry, (grid,) = family.geometry(model), family.grids(model, inputs)
+    groups, tail = split_lengths([grid], grid.slices, inputs["input_ids"].shape[1] - grid.num_tokens)
+    plan = plan_prompt(geometry, quickprefill.QuickPrefillConfig(keep=1.0), groups, [grid], tail, finishing={0})
+    return plan.flops, vision_flops(geometry, grid.num_tokens, grid.slice_tokens)
+
+
+def measure(
+    model: Any, inputs: dict[str, torch.Tensor], name: str, group_frames: int, new_tokens: int = 1
+) -> dict[str, Any]:
+    """One generate() call."""
     config, options = way_named(name)
     patch: Any = contextlib.nullcontext()
     if config is not None:
         patch = quickprefill.patched(model, quickprefill.QuickPrefillConfig(group_frames=group_frames, **config))
     with patch, PeakMemory() as peak:
-        timer = FirstToken()
+        timer = TokenTimes()
         output = model.generate(
-            **inputs, max_new_tokens=1, do_sample=False, streamer=timer, return_dict_in_generate=True, **options
+            **inputs,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            streamer=timer,
+            return_dict_in_generate=True,
+            **options,
         )
-        stages = quickprefill.report(model).seconds if config is not None else {}
+        report = quickprefill.report(model) if config is not None else None
     layers = output.past_key_values.layers
-    stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-    return {"first_token_s": timer.seconds, "peak_bytes": peak.bytes, "cache_bytes": stored, "stages_s": stages}
+    flops, vision = work(model, inputs)
+    return {
+        "first_token_s": timer.seconds,
+        "next_token_s": (timer.last - timer.seconds) / max(new_tokens - 1, 1),
+        "peak_bytes": peak.bytes,
+        "cache_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
+        "stages_s": {} if report is None else report.seconds,
+        "flops": flops if report is None else report.flops,
+        "vision_flops": vision,
+    }
+
+
+def timed(model: Any, inputs: dict[str, torch.Tensor], name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """measure(), and the machine's rate beside it."""
+    rate = matmul_rate(model)
+    return {"matmul_rate": rate, **measure(model, inputs, name, arguments.group_frames, arguments.new_tokens)}
 
 
 def measure_apart(arguments: argparse.Namespace, num_tokens: int, name: str) -> dict[str, Any]:
     """measure() in a process of its own."""
     options = ["--tokens", str(num_tokens), "--shape", arguments.shape, "--group-frames", str(arguments.group_frames)]
+    options += ["--new-tokens", str(arguments.new_tokens)]
     command = [sys.executable, __file__, "--one", name, *options]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     values: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -177,7 +235,7 @@ def save(path: Path, results: dict[str, Any], page: str) -> None:
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over the runs of one way; `own` is the policy's share of the time."""
-    names = ("first_token_s", "peak_bytes", "cache_bytes")
+    names = ("first_token_s", "next_token_s", "peak_bytes", "cache_bytes", "flops", "vision_flops", "matmul_rate")
     values = {name: statistics.median(run[name] for run in runs) for name in names}
     own = [sum(run["stages_s"].get(stage, 0.0) for stage in ("compress", "prune")) for run in runs]
     decode = [run["stages_s"].get("decode", 0.0) for run in runs]
@@ -192,13 +250,16 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"{env['machine']}; torch {env['torch']}, transformers {env['transformers']}; commit {env['commit']}; "
         f"`{env['command']}`.",
-        "Medians over the runs. `of stock` below 1 is faster (or smaller) than stock generate(). `policy` is the time",
-        "in compress, scores, selection and gathering; `decoder` the time in the decoder layers.",
+        "Medians over the runs. `of stock` below 1 is faster (or smaller) than stock generate(). `floor` is the time",
+        "that the matrix products alone would take at the rate of large ones, `floor / s` its share of the time taken.",
+        "`next` is the time of each further token, `policy` that in compress, scores, selection and gathering,",
+        "`decoder` that in the decoder layers, followed by the share of their own floor in it.",
     ]
     for tokens, ways in sorted(results["runs"].items(), key=lambda item: int(item[0])):
         lines += ["", f"## {tokens} video tokens", ""]
-        lines += ["| way | runs | first token s | of stock | peak MiB | of stock | cache MiB | policy s | decoder s |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        names = ["way", "runs", "first token s", "of stock", "TFLOP", "floor s", "floor / s", "peak MiB", "of stock"]
+        names += ["cache MiB", "next s", "policy s", "decoder s", "floor / s"]
+        lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
         stock = medians(ways["stock"]) if ways.get("stock") else None
         lines += [_line(name, runs, stock) for name, runs in ways.items() if runs]
     return "\n".join(lines) + "\n"
@@ -211,10 +272,16 @@ def _line(name: str, runs: list[dict[str, Any]], stock: dict[str, float] | None)
     def ratio(key: str) -> str:
         return f"{values[key] / stock[key]:.2f}" if stock and stock[key] else ""
 
-    own = f"{values['own_s']:.2f} | {values['decode_s']:.2f}" if values["decode_s"] else "|"
+    rate, seconds = values["matmul_rate"], values["first_token_s"]
+    floor = values["flops"] / rate
+    own = " | |"
+    if values["decode_s"]:
+        decoder = (values["flops"] - values["vision_flops"]) / rate / values["decode_s"]
+        own = f"{values['own_s']:.2f} | {values['decode_s']:.2f} | {decoder:.0%}"
     return (
-        f"| {name} | {len(runs)} | {values['first_token_s']:.2f} | {ratio('first_token_s')} | "
-        f"{values['peak_bytes'] / mib:.0f} | {ratio('peak_bytes')} | {values['cache_bytes'] / mib:.1f} | {own} |"
+        f"| {name} | {len(runs)} | {seconds:.2f} | {ratio('first_token_s')} | {values['flops'] / 1e12:.2f} | "
+        f"{floor:.2f} | {floor / seconds:.0%} | {values['peak_bytes'] / mib:.0f} | {ratio('peak_bytes')} | "
+        f"{values['cache_bytes'] / mib:.1f} | {values['next_token_s']:.3f} | {own} |"
     )
 
 
@@ -250,6 +317,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", default=[*ways, "value_norm=0.5", "query_attention=0.5", "prunevid"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--group-frames", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=9, help="tokens to generate, at least 2")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -264,11 +332,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         measure(model, build_inputs(64, model.device), arguments.one or "stock", arguments.group_frames)  # start-up
     if arguments.one:
         inputs = build_inputs(arguments.tokens[0], model.device)
-        values = measure(model, inputs, arguments.one, arguments.group_frames)
+        values = timed(model, inputs, arguments.one, arguments)
         print(json.dumps(values))
         return values
     path = arguments.results / f"prefill_{arguments.shape}_{device}.json"
-    results = load(path, environment(arguments))
+    results = load(path, {**environment(arguments), "new_tokens": arguments.new_tokens})
     for tokens in arguments.tokens:
         inputs = build_inputs(tokens, model.device) if device == "gpu" else {}
         ways = results["runs"].setdefault(str(tokens), {})
@@ -278,7 +346,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 if len(runs) > turn:
                     continue
                 if inputs:
-                    runs.append(measure(model, inputs, name, arguments.group_frames))
+                    runs.append(timed(model, inputs, name, arguments))
                 else:
                     runs.append(measure_apart(arguments, tokens, name))
                 print(f"{tokens} {name} {runs[-1]['first_token_s']:.2f} s", flush=True)
