@@ -3,7 +3,7 @@
     python examples/benchmarks/end_to_end.py                               # one hour at 1 fps, small random model
     python examples/benchmarks/end_to_end.py --file h264_360p_2m.mp4 --runs 1
     python examples/benchmarks/end_to_end.py --shape 7b --device cuda --size 252 448
-    python examples/benchmarks/end_to_end.py --file h264_360p_2m.mp4 --ways drain --results .  # against the hour's
+    python examples/benchmarks/end_to_end.py --file h264_360p_2m.mp4 --ways drain  # against the hour's
 
     stock    a stock reader of qwen-vl-utils, the processor, generate()
     read     quickdecode.register(), the processor, generate() of a patched model
@@ -251,8 +251,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         values = measure(arguments.one, arguments)
         print(json.dumps(values))
         return values
-    path = arguments.results / f"end_to_end_{arguments.shape}_{arguments.device}.json"
-    video = {"video": video_of(arguments).name, "fps": arguments.fps, "size": arguments.size, "keep": arguments.keep}
+    name = video_of(arguments).stem
+    path = arguments.results / f"end_to_end_{arguments.shape}_{arguments.device}_{name}.json"
+    video = {"video": name, "fps": arguments.fps, "size": arguments.size, "keep": arguments.keep}
     results = load(path, environment(arguments) | video)
     for turn in range(arguments.runs):
         for way in arguments.ways:
@@ -263,7 +264,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             print(f"{way} {runs[-1]['first_token_s']:.2f} s", flush=True)
             save(path, results, table(results))
     print(table(results))
-    draw({way: middle(runs) for way, runs in results["runs"].items() if runs}, path.with_suffix(".png"))
+    answering = {way: middle(runs) for way, runs in results["runs"].items() if runs and way != "drain"}
+    if answering:
+        draw(answering, path.with_suffix(".png"))
     return results
 
 
