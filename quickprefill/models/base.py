@@ -14,7 +14,7 @@ import torch
 from quickprefill.groups import Grid
 from quickprefill.video import PendingVideo
 
-__all__ = ["Family", "Geometry", "Row"]
+__all__ = ["Family", "Geometry", "Row", "bind", "execution_device"]
 
 
 @dataclass(frozen=True)
@@ -181,3 +181,11 @@ def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return dict(kwargs)
     bound = inspect.signature(method).bind(*args, **kwargs).arguments
     return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
+
+
+def execution_device(module: torch.nn.Module) -> torch.device:
+    """Where a module's inputs go, also where accelerate brings its weights only for the call."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((device for device in devices if device is not None), None)
+    return torch.device(next(module.parameters()).device if device is None else device)

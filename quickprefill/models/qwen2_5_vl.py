@@ -7,7 +7,6 @@ before the first forward and passes `mm_encoder_outputs`. There the override put
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch
 from quickprefill.attention import SUPPORTED
 from quickprefill.errors import InputError, UnsupportedModelError
 from quickprefill.groups import Grid
-from quickprefill.models.base import Family, Geometry, Row
-from quickprefill.models.qwen_vision import tower_layout
+from quickprefill.models.base import Family, Geometry, Row, execution_device
+from quickprefill.models.qwen_vision import pending_videos
 from quickprefill.video import PendingVideo
 
 __all__ = ["Qwen2_5_VL"]
@@ -74,7 +73,7 @@ class Qwen2_5_VL(Family):
             return stock(model_kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        videos = _pending_videos(model, pixels, grids)
+        videos = pending_videos(model, pixels, grids)
         rest = {
             name: value for name, value in model_kwargs.items() if name not in ("pixel_values_videos", "video_grid_thw")
         }
@@ -95,7 +94,7 @@ class Qwen2_5_VL(Family):
         return int(model.config.get_text_config().num_hidden_layers)
 
     def device(self, model: Any) -> torch.device:
-        return _device(model.model.language_model)
+        return execution_device(model.model.language_model)
 
     def geometry(self, model: Any) -> Geometry:
         text, vision = model.config.get_text_config(), model.config.vision_config
@@ -174,7 +173,7 @@ class Qwen2_5_VL(Family):
         encoded = _encoded(call, "video")
         if encoded is not None:
             return list(encoded.pooler_output)
-        return _pending_videos(model, call["pixel_values_videos"], call["video_grid_thw"])
+        return pending_videos(model, call["pixel_values_videos"], call["video_grid_thw"])
 
     def _images(self, model: Any, call: dict[str, Any]) -> torch.Tensor | None:
         encoded = _encoded(call, "image")
@@ -276,7 +275,7 @@ def _encoded(call: dict[str, Any], modality: str) -> Any:
 def _attention_input(model: Any, index: int, hidden: torch.Tensor) -> tuple[Any, torch.Tensor]:
     """A decoder layer's attention, and what it projects, for the layer's input (1, n, C)."""
     layer = model.model.language_model.layers[index]
-    return layer.self_attn, layer.input_layernorm(hidden.to(_device(layer.input_layernorm)))
+    return layer.self_attn, layer.input_layernorm(hidden.to(execution_device(layer.input_layernorm)))
 
 
 def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
@@ -291,49 +290,9 @@ def _rotated(queries: torch.Tensor, keys: torch.Tensor, rotary: Any) -> tuple[to
     return queries, keys
 
 
-def _device(module: Any) -> torch.device:
-    """Where a module's inputs go, also where accelerate brings its weights only for the call."""
-    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    device = next((device for device in devices if device is not None), None)
-    return torch.device(next(module.parameters()).device if device is None else device)
-
-
 def _take(videos: list[PendingVideo], num_tokens: int) -> tuple[PendingVideo, ...]:
     """Remove from the front of `videos` those that fill `num_tokens` placeholders; a misfit is found by the split."""
     taken: list[PendingVideo] = []
     while videos and sum(map(len, taken)) < num_tokens:
         taken.append(videos.pop(0))
     return tuple(taken)
-
-
-def _pending_videos(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> list[PendingVideo]:
-    merge = model.config.vision_config.spatial_merge_size
-    patches = [t * h * w for t, h, w in grids.tolist()]
-    if sum(patches) != pixels.shape[0]:
-        raise InputError(
-            f"pixel_values_videos has {pixels.shape[0]} rows of patches, but video_grid_thw {grids.tolist()} needs "
-            f"{sum(patches)}; pass both from one processor call"
-        )
-
-    visual = model.model.visual
-    device = _device(visual)
-
-    @functools.cache
-    def layout(slices: int, height: int, width: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        grid = torch.tensor([[slices, height, width]])
-        return grid, tower_layout(visual, grid, device)
-
-    def encoder(height: int, width: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
-            rows = rows.to(device, non_blocking=True)
-            grid, derived = layout(slices, height, width)
-            output = model.model.get_video_features(rows, grid, return_dict=True, **derived)
-            return torch.cat(tuple(output.pooler_output))
-
-        return encode
-
-    return [
-        PendingVideo(rows, Grid(t, h // merge, w // merge), encoder(h, w), device)
-        for rows, (t, h, w) in zip(torch.split(pixels, patches), grids.tolist(), strict=True)
-    ]
