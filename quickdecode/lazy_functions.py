@@ -1,0 +1,112 @@
+"""Which of torch's functions leave a LazyTensor lazy; any other makes the whole tensor.
+
+A function here is called with a LazyTensor that has not been made as its first argument, and may answer NotImplemented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .lazy import LazyTensor
+
+__all__ = ["FACTS", "JOINING", "METHODS"]
+
+
+def _to(self: LazyTensor, *args: Any, copy: bool = False, **kwargs: Any) -> Any:
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+    return _moved(self, device, dtype, copy)
+
+
+def _moved(self: LazyTensor, device: Any = None, dtype: Any = None, copy: bool = False) -> Any:
+    device = self.device if device is None else torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    same = device == self.device and dtype in (None, self.dtype)
+    return self if same and not copy else self.copied(device, dtype)
+
+
+def _type(self: LazyTensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+    return _moved(self, dtype=dtype) if isinstance(dtype, torch.dtype) else NotImplemented
+
+
+def _cuda(self: LazyTensor, device: Any = None, non_blocking: bool = False, **options: Any) -> Any:
+    return _moved(self, torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
+
+
+def _getitem(self: LazyTensor, index: Any) -> Any:
+    if not self.ndim:
+        return NotImplemented
+    if isinstance(index, int) and not isinstance(index, bool) and -len(self) <= index < len(self):
+        return self.item_at(index % len(self))
+    if isinstance(index, slice) and all(
+        part is None or isinstance(part, int) for part in (index.start, index.stop, index.step)
+    ):
+        start, stop, step = index.indices(len(self))
+        if step == 1 and start < stop:
+            return self.cut(start, stop)
+    return NotImplemented
+
+
+def _split(self: LazyTensor, sizes: Any, dim: int = 0) -> Any:
+    if dim != 0:
+        return NotImplemented
+    length = len(self)
+    if isinstance(sizes, int):
+        sizes = [min(sizes, length - start) for start in range(0, length, sizes)] if sizes > 0 else []
+    sizes = [int(size) for size in sizes]
+    if sum(sizes) != length or min(sizes) < 0:
+        return NotImplemented
+    stops = [sum(sizes[: count + 1]) for count in range(len(sizes))]
+    return tuple(self.cut(stop - size, stop) for size, stop in zip(sizes, stops, strict=True))
+
+
+def _repeat(self: LazyTensor, *sizes: Any) -> Any:
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    lazily = self.pieces is not None and len(sizes) == self.ndim and sizes[0] > 0
+    return self.repeated(sizes[0]) if lazily and set(sizes[1:]) <= {1} else NotImplemented
+
+
+def _own_memory(self: LazyTensor, *args: Any, **kwargs: Any) -> Any:
+    return NotImplemented if kwargs else self.copied()
+
+
+def _itself(self: LazyTensor, *args: Any, **kwargs: Any) -> Any:
+    return NotImplemented if args or kwargs else self
+
+
+_T = torch.Tensor
+METHODS: dict[Any, Callable[..., Any]] = {
+    _T.to: _to,
+    _T.type: _type,
+    _T.cuda: _cuda,
+    _T.cpu: lambda self, **options: _moved(self, "cpu"),
+    _T.float: lambda self, **options: _moved(self, dtype=torch.float32),
+    _T.double: lambda self, **options: _moved(self, dtype=torch.float64),
+    _T.half: lambda self, **options: _moved(self, dtype=torch.float16),
+    _T.bfloat16: lambda self, **options: _moved(self, dtype=torch.bfloat16),
+    _T.contiguous: _itself,
+    _T.pin_memory: lambda self, *args, **options: self,
+    _T.clone: _own_memory,
+    _T.__deepcopy__: lambda self, memo: memo.setdefault(id(self), self.copied()),
+    _T.__getitem__: _getitem,
+    _T.split: _split,
+    torch.split: _split,
+    _T.repeat: _repeat,
+}
+
+JOINING = {torch.cat, torch.concat, torch.concatenate}
+"""Functions of a list of tensors."""
+
+FACTS = {
+    *(getattr(_T, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf")),
+    *(getattr(_T, name).__get__ for name in ("is_cuda", "is_cpu", "is_meta", "is_sparse", "is_nested", "is_quantized")),
+    *(getattr(_T, name).__get__ for name in ("itemsize", "nbytes", "grad_fn", "grad")),
+    *(_T.__len__, _T.size, _T.dim, _T.ndimension, _T.numel, _T.nelement, _T.element_size, _T.stride),
+    *(_T.is_floating_point, torch.is_floating_point, _T.is_complex, torch.is_complex, torch.numel, _T.get_device),
+    *(_T.is_contiguous, _T.is_pinned),
+}
+"""What is known without the values."""
