@@ -25,7 +25,7 @@ class PrefillReport:
     entered_tokens: int
     """Tokens that entered the decoder, after compress()."""
     finished_tokens: int
-    """Tokens that reached the last layer's end, after select() and progressive pruning."""
+    """Tokens that reached the end, after select() and progressive pruning."""
     stored_tokens: tuple[int, ...]
     """Video tokens in each layer's cache."""
     cache_bytes: int
