@@ -6,22 +6,19 @@ A function here is called with a LazyTensor that has not been made as its first 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from .lazy import LazyTensor
 
 __all__ = ["FACTS", "JOINING", "METHODS"]
 
 
-def _to(self: LazyTensor, *args: Any, copy: bool = False, **kwargs: Any) -> Any:
+def _to(self: Any, *args: Any, copy: bool = False, **kwargs: Any) -> Any:
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
     return _moved(self, device, dtype, copy)
 
 
-def _moved(self: LazyTensor, device: Any = None, dtype: Any = None, copy: bool = False) -> Any:
+def _moved(self: Any, device: Any = None, dtype: Any = None, copy: bool = False) -> Any:
     device = self.device if device is None else torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -29,15 +26,15 @@ def _moved(self: LazyTensor, device: Any = None, dtype: Any = None, copy: bool =
     return self if same and not copy else self.copied(device, dtype)
 
 
-def _type(self: LazyTensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+def _type(self: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
     return _moved(self, dtype=dtype) if isinstance(dtype, torch.dtype) else NotImplemented
 
 
-def _cuda(self: LazyTensor, device: Any = None, non_blocking: bool = False, **options: Any) -> Any:
+def _cuda(self: Any, device: Any = None, non_blocking: bool = False, **options: Any) -> Any:
     return _moved(self, torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
 
 
-def _getitem(self: LazyTensor, index: Any) -> Any:
+def _getitem(self: Any, index: Any) -> Any:
     if not self.ndim:
         return NotImplemented
     if isinstance(index, int) and not isinstance(index, bool) and -len(self) <= index < len(self):
@@ -51,7 +48,7 @@ def _getitem(self: LazyTensor, index: Any) -> Any:
     return NotImplemented
 
 
-def _split(self: LazyTensor, sizes: Any, dim: int = 0) -> Any:
+def _split(self: Any, sizes: Any, dim: int = 0) -> Any:
     if dim != 0:
         return NotImplemented
     length = len(self)
@@ -64,17 +61,17 @@ def _split(self: LazyTensor, sizes: Any, dim: int = 0) -> Any:
     return tuple(self.cut(stop - size, stop) for size, stop in zip(sizes, stops, strict=True))
 
 
-def _repeat(self: LazyTensor, *sizes: Any) -> Any:
+def _repeat(self: Any, *sizes: Any) -> Any:
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     lazily = self.pieces is not None and len(sizes) == self.ndim and sizes[0] > 0
     return self.repeated(sizes[0]) if lazily and set(sizes[1:]) <= {1} else NotImplemented
 
 
-def _own_memory(self: LazyTensor, *args: Any, **kwargs: Any) -> Any:
+def _own_memory(self: Any, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if kwargs else self.copied()
 
 
-def _itself(self: LazyTensor, *args: Any, **kwargs: Any) -> Any:
+def _itself(self: Any, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if args or kwargs else self
 
 
