@@ -144,10 +144,10 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def drain(inputs: Any, group_frames: int) -> None:
     """Take the pixels of one group after the other, as the patched model does, and forget them."""
-    slices, rows, columns = inputs["video_grid_thw"][0].tolist()
+    pixels, (_, rows, columns) = inputs["pixel_values_videos"], inputs["video_grid_thw"][0].tolist()
     step = rows * columns * group_frames // 2
-    for start in range(0, slices * rows * columns, step):
-        inputs["pixel_values_videos"].rows(start, min(start + step, slices * rows * columns))
+    for start in range(0, len(pixels), step):
+        pixels.rows(start, min(start + step, len(pixels)))
 
 
 def start_peak() -> int:

@@ -130,13 +130,14 @@ class TokenTimes(FirstToken):
 def matmul_rate(model: Any, size: int = 2048) -> float:
     """FLOPs a second of large matrix products in the model's dtype on its device."""
     a, b = (torch.randn(size, size, device=model.device).to(model.dtype) for _ in range(2))
+    times = 1 if model.device.type == "cpu" else 100
     rates = []
     for _ in range(6):
         start = time.perf_counter()
-        for _ in range(1 if model.device.type == "cpu" else 100):
+        for _ in range(times):
             product = a @ b
         product[0, 0].item()
-        rates.append((1 if model.device.type == "cpu" else 100) * 2 * size**3 / (time.perf_counter() - start))
+        rates.append(times * 2 * size**3 / (time.perf_counter() - start))
     return statistics.median(rates[1:])
 
 
