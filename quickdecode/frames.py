@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from .lazy import LazyTensor, Piece
+from .opening import Options
 from .probe import Media
-from .read import Choice, DecodedVideo, Options, read_chosen
+from .read import Choice, DecodedVideo, read_chosen
 from .source import VideoSource
 from .stream import Reading, VideoStream
 from .transfer import to_device, wants_pinned

@@ -10,19 +10,15 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .cores import usable_cores
 from .decode import Mismatch
-from .errors import DecodeError, ReadTimeoutError, RequestError
 from .fill import Order, Whole, fill
 from .index import Way
 from .limits import DEFAULT_LIMITS, Limits
-from .picture import INTERPOLATIONS
-from .pool import Crew, Deadline, call
-from .probe import Media, VideoInfo, inspect
-from .sample import Request, frame_indices, is_number, whole_number
-from .source import Source, VideoSource, describe, resolve
-
-ON_ERROR = ("raise", "nearest")
+from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
+from .pool import Crew
+from .probe import Media, VideoInfo
+from .sample import Request, frame_indices
+from .source import VideoSource
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,35 +45,6 @@ class DecodedVideo:
             f"DecodedVideo({self.info.name!r}: {shape} {self.frames.dtype}, frames {self.indices[0]} to "
             f"{self.indices[-1]} of {self.info.num_frames}{replaced})"
         )
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to read, whatever is read."""
-
-    workers: int
-    on_error: str
-    deadline: Deadline
-    limits: Limits
-    interpolation: str
-
-    @staticmethod
-    def of(
-        workers: int | None = None,
-        on_error: str = "raise",
-        timeout_seconds: float | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        interpolation: str = "bicubic",
-    ) -> Options:
-        """Check the arguments of the same names. Raises RequestError."""
-        workers = usable_cores() if workers is None else whole_number("workers", workers, at_least=1)
-        if on_error not in ON_ERROR:
-            raise RequestError(f"on_error={on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
-        if timeout_seconds is not None and not (is_number(timeout_seconds) and timeout_seconds > 0):
-            raise RequestError(f"timeout_seconds={timeout_seconds!r}; it must be a number above 0, or None.")
-        if interpolation not in INTERPOLATIONS:
-            raise RequestError(f"interpolation={interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}.")
-        return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation)
 
 
 def probe(source: VideoSource, *, timeout_seconds: float | None = None, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
@@ -200,43 +167,6 @@ def read_chosen(source: VideoSource, choose: Callable[[Media], Choice], options:
                 media = look_closer(media, mismatch, options)
 
 
-@contextmanager
-def in_time(source: VideoSource, options: Options) -> Iterator[None]:
-    """Turn a missed deadline into a ReadTimeoutError."""
-    try:
-        yield
-    except ReadTimeoutError:
-        raise
-    except TimeoutError as error:
-        raise ReadTimeoutError(
-            f"{describe(source)}: not read within timeout_seconds={options.deadline.seconds}; allow more time, ask "
-            "for fewer frames, or check whether the file is damaged."
-        ) from error
-
-
-def resolved_in_time(source: VideoSource, options: Options) -> Source:
-    """resolve() on a thread of its own, since it may be a download."""
-    return call(
-        lambda _: resolve(source, timeout_seconds=options.deadline.seconds, limits=options.limits), options.deadline
-    )
-
-
-def look(source: Source, at_least: Way, why: str | None, options: Options) -> Media:
-    """inspect() on a thread of its own, since FFmpeg may get stuck."""
-    return call(
-        lambda stop: inspect(source, at_least=at_least, why=why, limits=options.limits, stop=stop),
-        options.deadline,
-    )
-
-
-def look_closer(media: Media, mismatch: Mismatch, options: Options) -> Media:
-    """The Media with frames numbered in a surer way. Raises DecodeError if there is none."""
-    if media.way == Way.COUNTING:
-        name = media.source.name
-        raise DecodeError(f"{name}: {mismatch}; the file is damaged, re-encode it.") from mismatch
-    return look(media.source, Way(media.way + 1), str(mismatch), options)
-
-
 def _decode(media: Media, wanted: list[int], size: tuple[int, int] | None, options: Options) -> DecodedVideo:
     info = media.info
     height, width = size or (info.height, info.width)
@@ -252,13 +182,3 @@ def _decode(media: Media, wanted: list[int], size: tuple[int, int] | None, optio
     indices = [order.replaced.get(frame, frame) for frame in given]
     replaced = {asked: shown for asked, shown in zip(wanted, indices, strict=True) if asked != shown}
     return DecodedVideo(frames, indices, media.seconds[indices].tolist(), info, replaced)
-
-
-def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """`size` as given. Raises RequestError unless it is two whole numbers above 0, or None."""
-    if size is None:
-        return None
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise RequestError(f"size={size!r}; it must be (height, width) in pixels, or None for the file's own size.")
-    height, width = (whole_number("a side of size", side, at_least=1) for side in size)
-    return height, width

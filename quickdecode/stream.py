@@ -15,9 +15,10 @@ from .errors import DecodeError, RequestError
 from .fill import Order, fill
 from .index import Way
 from .limits import DEFAULT_LIMITS, Limits
+from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
 from .pool import Crew
 from .probe import Media, VideoInfo
-from .read import Choice, Options, checked_size, in_time, look, look_closer, resolved_in_time
+from .read import Choice
 from .ring import Ring
 from .sample import Request, frame_indices, whole_number
 from .source import VideoSource

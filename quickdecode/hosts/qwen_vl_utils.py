@@ -26,8 +26,9 @@ import torch
 
 from ..errors import HostError, RequestError
 from ..frames import read_or_stream
+from ..opening import Options
 from ..probe import Media
-from ..read import Choice, Options
+from ..read import Choice
 from .replace import Replacements
 
 NAME = "quickdecode"

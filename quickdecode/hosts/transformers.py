@@ -20,8 +20,9 @@ import torch
 
 from ..errors import HostError
 from ..frames import read_or_stream
+from ..opening import Options
 from ..probe import Media
-from ..read import Choice, Options
+from ..read import Choice
 from ..source import VideoSource
 from .replace import Replacements
 
