@@ -71,7 +71,8 @@ class FrameSource:
                 self.close()
                 self._reading = Reading(self._stream, start, same=True)
             try:
-                frames = self._reading.take(stop - start, pinned=wants_pinned(device))
+                here = device.type == "cpu"
+                frames = self._reading.take(stop - start, pinned=wants_pinned(device), give_way=here)
             except BaseException:
                 self.close()
                 raise

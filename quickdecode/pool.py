@@ -6,11 +6,13 @@ thread is then left behind (a daemon, so that it does not keep the program alive
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
 from typing import Generic, TypeVar
 
@@ -21,6 +23,8 @@ POLL_SECONDS = 0.2
 """How long the waiting thread sleeps at most, so that Ctrl-C is noticed on every platform."""
 GRACE_SECONDS = 1.0
 """How long a stopped worker may take to notice; it looks between two packets."""
+LOWEST_PRIORITY = 19
+"""Niceness of threads that give way."""
 
 
 class Cancelled(Exception):
@@ -64,7 +68,7 @@ class Crew(Generic[Task, Result]):
         deadline: Deadline = NEVER,
     ) -> None:
         self.stop = threading.Event()
-        self._unfinished, self._deadline = len(tasks), deadline
+        self._unfinished, self._deadline, self._gave_way = len(tasks), deadline, False
         self._reports: queue.SimpleQueue[Result | _Finished | BaseException] = queue.SimpleQueue()
         work = _worker_thread(tasks, worker, self._reports, self.stop)
         self.threads = [threading.Thread(target=work, daemon=True, name=f"quickdecode-{i}") for i in range(workers)]
@@ -78,6 +82,20 @@ class Crew(Generic[Task, Result]):
                 self._unfinished -= 1
             else:
                 yield report
+
+    def give_way(self) -> None:
+        """Let the threads have only what the program's other threads leave of the cores. Linux; nothing elsewhere.
+
+        A parallel loop waits for the slowest of its threads and keeps the others' cores busy meanwhile, so that a
+        core taken from it for decoding costs it all of them.
+        """
+        if self._gave_way or sys.platform != "linux":
+            return
+        self._gave_way = True
+        for thread in self.threads:
+            if thread.native_id is not None and thread.is_alive():
+                with suppress(OSError):  # it has just ended
+                    os.setpriority(os.PRIO_PROCESS, thread.native_id, LOWEST_PRIORITY)
 
     def close(self) -> None:
         """Stop the threads and wait for them, for GRACE_SECONDS at most."""

@@ -134,12 +134,19 @@ class Reading:
         wanted = stream.indices[self.position :]
         self.ring = Ring((3, *stream.size), len(wanted), stream.block_frames, options.workers)
         order = Order(stream.media, wanted, stream.size, self.ring, options.interpolation)
-        crew = fill(order, workers=options.workers, deadline=options.deadline)
-        self._reports = iter(crew)
-        self.close = weakref.finalize(self, _stop, self.ring, crew, os.getpid())
+        self._crew = fill(order, workers=options.workers, deadline=options.deadline)
+        self._reports = iter(self._crew)
+        self.close = weakref.finalize(self, _stop, self.ring, self._crew, os.getpid())
 
-    def take(self, count: int, *, pinned: bool = False) -> torch.Tensor:
-        """The next `count` frames, (count, 3, H, W) uint8, if wished in page-locked memory."""
+    def take(self, count: int, *, pinned: bool = False, give_way: bool = False) -> torch.Tensor:
+        """The next `count` frames, (count, 3, H, W) uint8.
+
+        Args:
+            pinned: put them in page-locked memory.
+            give_way: what the caller does with them needs the cores more than decoding the next ones does.
+        """
+        if give_way:
+            self._crew.give_way()
         out = torch.empty((count, 3, *self.stream.size), dtype=torch.uint8, pin_memory=pinned)
         try:
             with in_time(self.stream.source, self.stream.options):

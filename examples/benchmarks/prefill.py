@@ -327,7 +327,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     ways = ["stock", "chunk=1024", "keep=1", "keep=0.5", "keep=0.25", "progressive=0.25", "vidcom2=0.25"]
     parser.add_argument("--ways", nargs="+", default=[*ways, "value_norm=0.5", "query_attention=0.5", "prunevid"])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--group-frames", type=int, default=32)
+    parser.add_argument("--group-frames", type=int, default=16, help="quickprefill's own default")
     parser.add_argument("--new-tokens", type=int, default=9, help="tokens to generate, at least 2")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     parser.add_argument("--results", type=Path, default=RESULTS)

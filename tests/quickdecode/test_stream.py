@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 
 import quickdecode
 from quickdecode import ring
+from quickdecode.frames import lazy_frames
 from quickdecode.stream import Reading
 from tests.clips import ClipMaker, read_number
 from tests.quickdecode.corpus import build
@@ -102,6 +105,27 @@ def test_dropping_a_reading_stops_its_threads(clip: Path, monkeypatch: pytest.Mo
     assert any(thread.name.startswith("quickdecode") for thread in threading.enumerate())
     del reading
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("quickdecode")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux only")
+def test_decoding_for_a_model_on_the_cpu_gives_way_to_it(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain stream's threads keep the program's priority: nothing says that its reader needs the cores."""
+    monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def priorities() -> set[int]:
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("quickdecode")]
+        return {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads}
+
+    stream = quickdecode.stream_video(clip, block_frames=2, workers=2)
+    with Reading(stream) as reading:
+        reading.take(2)
+        assert priorities() == {before}
+    frames = lazy_frames(stream)
+    frames.rows(0, 2)
+    assert priorities() == {19}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    frames.close()
 
 
 def test_a_timeout_counts_while_the_reader_waits(clip: Path) -> None:
