@@ -50,7 +50,9 @@ def prefill(model: Any, family: Family, config: QuickPrefillConfig, call: dict[s
     finally:
         for video in (video for row in rows for video in row.videos):
             video.close()
-    cache.layers[:] = [merge_rows(list(same), row_of, logical_length) for same in zip(*layers, strict=True)]
+    cache.layers[:] = [
+        merge_rows([row.pop(0) for row in layers], row_of, logical_length) for _ in range(family.num_layers(model))
+    ]  # popped, so that a layer of the rows is free again before the next one is laid together
     recorder.prompts = len(rows)
     recorder.cache_bytes = sum(layer.stored_bytes for layer in cache.layers)
     return family.output(model, torch.stack([hidden[row] for row in row_of]), cache, call.get("return_dict"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ class Recorder:
     group_frames: int = 0
     flops: float = 0.0
     _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
+    _now: Callable[[], Any] = field(default_factory=lambda: _clock())
 
     def stored(self, layer: int, count: int) -> None:
         """Add `count` video tokens to a layer's."""
@@ -76,9 +77,14 @@ class Recorder:
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Time a stage."""
-        start = _now()
+        start = self._now()
         yield
-        self._spans.append((name, start, _now()))
+        self._spans.append((name, start, self._now()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy holds seconds, since events of a GPU cannot be copied."""
+        spans = [(name, 0.0, _elapsed(start, stop)) for name, start, stop in self._spans]
+        return {**vars(self), "_spans": spans}
 
     def report(self) -> PrefillReport:
         """The report; waits for the GPU where there is one."""
@@ -99,12 +105,16 @@ class Recorder:
         )
 
 
-def _now() -> Any:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-    return time.perf_counter()
+def _clock() -> Callable[[], Any]:
+    """What notes a point in time; a prefill keeps to one, even if CUDA comes into use meanwhile."""
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return _event if in_use else time.perf_counter
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def _elapsed(start: Any, stop: Any) -> float:

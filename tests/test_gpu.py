@@ -1,5 +1,6 @@
 """What only a GPU can show. Without one these are skipped, or fail where QUICKVIDEO_REQUIRE_GPU=1."""
 
+import copy
 import importlib.util
 
 import pytest
@@ -61,6 +62,15 @@ def test_pixels_may_stay_on_the_cpu():
         assert torch.equal(
             model.generate(**to_gpu(inputs, pixels_stay=True), max_new_tokens=4, do_sample=False), expected
         )
+
+
+def test_a_model_that_has_run_can_be_copied():
+    model, inputs = tiny_model().cuda(), to_gpu(make_inputs(PROMPTS[0]))
+    with quickprefill.patched(model, keep=0.5, group_frames=4):
+        expected = logits(model, inputs)
+        clone = copy.deepcopy(model)
+        assert quickprefill.report(clone).seconds == pytest.approx(quickprefill.report(model).seconds)
+    torch.testing.assert_close(logits(clone, inputs), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pruning_is_the_same_on_cpu_and_gpu():

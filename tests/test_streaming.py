@@ -135,6 +135,20 @@ def test_streamed_is_bit_equal_to_read(both, model, talk, clip, name, config):
     assert torch.equal(streamed[PIXELS], plain[PIXELS])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TALKS)
+def test_streamed_to_a_gpu(both, model, talk, clip, name):
+    """Frames cross as uint8 and are normalised there: the same up to rounding."""
+    plain, streamed = both(*TALKS[name](talk, clip))
+    model, plain, streamed = copy.deepcopy(model).cuda(), plain.to("cuda"), streamed.to("cuda")
+    with quickprefill.patched(model, **KEEP_ALL):
+        ours, expected = (generate(model, inputs, max_new_tokens=1) for inputs in (streamed, plain))
+    assert is_lazy(streamed[PIXELS])
+    assert decoding() == 0
+    torch.testing.assert_close(ours.logits, expected.logits, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(streamed[PIXELS].rows(0, len(plain[PIXELS])), plain[PIXELS], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"do_resize": False}, {}, {"size": {"shortest_edge": 784, "longest_edge": 1600}}])
 def test_the_processors_options(both, talk, options):
     """Its resize included, which here does nothing, nothing again, and shrinks the frames."""

@@ -1,6 +1,7 @@
 """apply(), remove(), patched(): visible, reversible, and nothing else touched."""
 
 import copy
+import dataclasses
 import inspect
 import logging
 import sys
@@ -179,6 +180,16 @@ def test_a_deep_copy_is_patched_on_its_own(model):
     assert not prunes(model)
     quickprefill.remove(clone)
     assert not prunes(clone)
+
+
+def test_a_deep_copy_keeps_the_report(model):
+    quickprefill.apply(model, keep=0.5)
+    assert prunes(model)
+    clone = copy.deepcopy(model)
+    ours, copied = quickprefill.report(model), quickprefill.report(clone)
+    assert dataclasses.replace(copied, seconds={}) == dataclasses.replace(ours, seconds={})
+    assert copied.seconds == pytest.approx(ours.seconds)
+    assert prunes(clone)
 
 
 def test_signatures_stay_readable(model):

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+import quickprefill
 from quickprefill import CacheError
 from quickprefill.batch import merge_rows, stored_attention_mask
 from quickprefill.cache import PrunedLayer
+from tests.live_memory import PeakLiveBytes
+from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 
 def states(first, last, batch=1, heads=2, dim=3):
@@ -140,6 +143,16 @@ def test_merge_rows_aligns_on_the_right():
     assert numbers(layer, 1) == [0, 0, 0, 1, 2, 4]
     assert layer.prefill_mask.tolist() == [[True] * 6, [False, False, True, True, True, True], [True] * 6]
     assert (layer.get_seq_length(), layer.stored_length) == (8, 6)
+
+
+def test_a_batch_is_never_held_twice():
+    """Each layer of the rows is free again before the next one is laid side by side."""
+    model = tiny_model(num_hidden_layers=6)
+    inputs = make_inputs(prompt(3, Clip((16, 4, 8)), 5), prompt(4, Clip((16, 4, 8)), 6))
+    with quickprefill.patched(model, keep=1.0, group_frames=2), torch.no_grad(), PeakLiveBytes() as peak:
+        layers = model(**inputs, logits_to_keep=1).past_key_values.layers
+    reserved = sum(part.nbytes for layer in layers for part in layer._storage)
+    assert peak.bytes < 1.4 * reserved
 
 
 def test_mask_of_a_merged_batch():
