@@ -35,7 +35,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.benchmarks.decode_files import FILES, make
 from examples.benchmarks.decode_readers import READERS
-from examples.benchmarks.prefill import RESULTS, SHAPES, build_model, environment, load, save
+from examples.benchmarks.random_model import SHAPES, build_model
+from examples.benchmarks.result_files import RESULTS, environment, load, save
 from examples.benchmarks.timeline import Timeline, draw
 from examples.quickstart import TINY_MODEL, FirstToken
 
