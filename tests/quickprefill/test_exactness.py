@@ -158,6 +158,22 @@ def test_prompt_lookup_decoding_crops_rejected_candidates(model):
     assert torch.equal(ours.sequences, stock.sequences)
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+@pytest.mark.parametrize("both", [False, True], ids=["stock draft", "patched draft"])
+def test_a_draft_model_changes_no_token(model, keep, both):
+    """Assisted decoding: the draft proposes tokens, the model checks several at once and crops what it rejects."""
+    draft, config = tiny_model(num_hidden_layers=1), {"keep": keep, "group_frames": 4}
+    inputs = make_inputs(prompt(12, Clip((5, 4, 6)), 12))
+    expected = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    with quickprefill.patched(model, **config):
+        if keep < 1:
+            expected = model.generate(**inputs, do_sample=False, max_new_tokens=12)
+        if both:
+            quickprefill.apply(draft, **config)
+        ours = model.generate(**inputs, do_sample=False, max_new_tokens=12, assistant_model=draft)
+    assert torch.equal(ours, expected)
+
+
 def test_bfloat16_stays_within_the_spread_of_two_stock_backends():
     inputs = make_inputs(*PROMPTS["rows of every kind"])
     with torch.no_grad():
