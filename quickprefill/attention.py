@@ -5,23 +5,22 @@ Bottom-right causal, drawn for 2 new tokens after 3 stored ones:
     x x x x .
     x x x x x
 
-flash-attn aligns its causal mask this way by itself. For hosts on "sdpa" the function below is registered with
-AttentionInterface and used while a group passes; key-value heads are never repeated over the prefix. The host's eager
-attention gets the triangle as a mask: the readable reference.
+flash-attn aligns its causal mask this way by itself. For hosts on "sdpa" the function below takes its place while a
+group passes; key-value heads are never repeated over the prefix. The host's eager attention gets the triangle as a
+mask: the readable reference.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from quickprefill.interface import in_place_of_sdpa
 
 __all__ = ["SUPPORTED", "group_mask", "lower_right_attention", "mask_free", "question_attention"]
 
@@ -29,8 +28,6 @@ SUPPORTED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_a
 """Attention implementations of a host that can pass a group."""
 
 _NAME = "quickprefill"
-_lock = threading.Lock()
-_users: dict[int, int] = {}
 
 
 def lower_right_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -79,29 +76,9 @@ def _host_attention(
     return lower_right_attention(query, key, value, scale).transpose(1, 2), None
 
 
-@contextlib.contextmanager
-def mask_free(config: Any) -> Iterator[None]:
-    """While a group passes, a host on "sdpa" uses the function above.
-
-    For any other call the function does what "sdpa" does, and users are counted, so threads may share a model.
-    """
-    if config._attn_implementation not in ("sdpa", _NAME):
-        yield
-        return
-    with _lock:
-        if _NAME not in ALL_ATTENTION_FUNCTIONS:
-            AttentionInterface.register(_NAME, _host_attention)
-            AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-        _users[id(config)] = _users.get(id(config), 0) + 1
-        config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        with _lock:
-            _users[id(config)] -= 1
-            if _users[id(config)] == 0:
-                del _users[id(config)]
-                config._attn_implementation = "sdpa"
+def mask_free(config: Any) -> contextlib.AbstractContextManager[None]:
+    """While a group passes, a host on "sdpa" uses the function above."""
+    return in_place_of_sdpa(config, _NAME, _host_attention)
 
 
 def group_mask(config: Any, new: int, stored: int, like: torch.Tensor) -> torch.Tensor | None:

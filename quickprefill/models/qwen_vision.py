@@ -11,6 +11,7 @@ import torch
 from quickprefill.errors import InputError
 from quickprefill.groups import Grid
 from quickprefill.models.base import execution_device
+from quickprefill.segments import batched_segments
 from quickprefill.video import PendingVideo
 
 __all__ = ["pending_videos"]
@@ -41,8 +42,9 @@ def pending_videos(model: Any, pixels: torch.Tensor, grids: torch.Tensor) -> lis
     def encoder(height: int, width: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
         def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
             rows = rows.to(device, non_blocking=True)
-            grid, derived = layout(slices, height, width)
-            output = model.model.get_video_features(rows, grid, return_dict=True, **derived)
+            with batched_segments(visual.config):
+                grid, derived = layout(slices, height, width)
+                output = model.model.get_video_features(rows, grid, return_dict=True, **derived)
             return torch.cat(tuple(output.pooler_output))
 
         return encode
@@ -73,8 +75,9 @@ def _layout(visual: Any, grid: torch.Tensor, device: torch.device) -> dict[str, 
         window_size=visual.window_size,
         patch_size=visual.patch_size,
     )
-    # Flash attention takes the boundaries to the device; the other kinds cut along them on the host.
-    boundaries = torch.device("cpu") if longest is None else device
+    # flash-attn takes the boundaries to the device; the other kinds cut along them on the host.
+    flash = visual.config._attn_implementation.startswith("flash_attention")
+    boundaries = device if flash else torch.device("cpu")
     return {
         "video_position_ids": get_vision_position_ids(grid, visual.spatial_merge_size).to(device),
         "video_window_index": window_index.to(device),

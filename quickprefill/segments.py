@@ -1,0 +1,79 @@
+"""Attention within segments: a vision tower's windows and slices, all of one length in one call.
+
+Without flash-attn a host cuts queries, keys and values along the segments' boundaries and calls SDPA for each: hundreds
+of small calls in every layer, which take longer to launch than to run. Segments of equal length are a batch:
+
+    lengths 4 4 2 4      x x x x | x x x x | x x | x x x x   ->   (3, H, 4, D) and (1, H, 2, D)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from quickprefill.interface import in_place_of_sdpa
+
+__all__ = ["batched_segments", "segment_attention"]
+
+# Hosts hand the boundaries over, instead of cutting along them, where the name of the implementation has "flash" in it.
+_NAME = "quickprefill_flash_segments"
+_MOST_SEGMENTS = 1 << 14
+"""In one call; a CUDA kernel's grid ends at 65,535."""
+
+
+def segment_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scale: float
+) -> torch.Tensor:
+    """Attention of (1, H, n, D) within consecutive segments of these lengths, as (1, n, H, D)."""
+    heads, total, dim = query.shape[1:]
+    output = query.new_empty(1, total, heads, dim)
+    for length, rows in _rows_by_length(lengths, query.device):
+        whole = len(rows) == total
+        parts = (part if whole else part.index_select(2, rows) for part in (query, key, value))
+        attended = _batch(*parts, length=length, scale=scale)
+        if whole:
+            return attended
+        output.index_copy_(1, rows, attended)
+    return output
+
+
+def _batch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, length: int, scale: float) -> torch.Tensor:
+    """Attention of (1, H, n, D) within segments of one length, as (1, n, H, D)."""
+    heads, dim = query.shape[1], query.shape[3]
+    batches = (part.view(heads, -1, length, dim).transpose(0, 1) for part in (query, key, value))
+    parts = (torch.split(batch, _MOST_SEGMENTS) for batch in batches)
+    attended = [F.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*parts, strict=True)]
+    batch = torch.cat(attended) if len(attended) > 1 else attended[0]
+    return batch.transpose(1, 2).flatten(0, 1)[None]
+
+
+@functools.lru_cache(maxsize=16)
+def _rows_by_length(lengths: tuple[int, ...], device: torch.device) -> list[tuple[int, torch.Tensor]]:
+    """Each length that occurs, and the rows of its segments in order."""
+    of_segment = torch.tensor(lengths)
+    of_row = of_segment.repeat_interleave(of_segment)
+    return [(length, (of_row == length).nonzero()[:, 0].to(device)) for length in sorted(set(lengths) - {0})]
+
+
+def _host_attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """The host's sdpa, but by segments where it is given their boundaries."""
+    boundaries = kwargs.get("cu_seq_lens_q")
+    if boundaries is None:
+        result: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return result
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return segment_attention(query, key, value, tuple(boundaries.diff().tolist()), scale), None
+
+
+def batched_segments(config: Any) -> contextlib.AbstractContextManager[None]:
+    """While a vision tower on "sdpa" runs, its segments are attended to in batches."""
+    return in_place_of_sdpa(config, _NAME, _host_attention)
