@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import quickprefill
+from quickprefill.policies import KeyNorm
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -62,6 +63,27 @@ def test_pixels_may_stay_on_the_cpu():
         assert torch.equal(
             model.generate(**to_gpu(inputs, pixels_stay=True), max_new_tokens=4, do_sample=False), expected
         )
+
+
+class Watched(KeyNorm):
+    """While the second and third group of four pass, an operation that waits for the GPU is an error."""
+
+    def score(self, kv):
+        if kv.layer == 0 and kv.group in (1, 3):
+            torch.cuda.set_sync_debug_mode("error" if kv.group == 1 else "default")
+        return super().score(kv)
+
+
+@pytest.mark.parametrize("pixels_stay", [False, True])
+def test_no_group_waits_for_the_gpu(pixels_stay):
+    model, inputs = tiny_model().cuda(), make_inputs(prompt(3, Clip((8, 4, 8)), 5))
+    inputs = to_gpu(inputs, pixels_stay=pixels_stay)
+    with quickprefill.patched(model, keep=0.5, group_frames=4, policy=Watched()):
+        try:
+            logits(model, inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert quickprefill.report(model).groups == 4
 
 
 def test_a_model_that_has_run_can_be_copied():
