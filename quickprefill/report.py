@@ -53,6 +53,18 @@ class PrefillReport:
         )
 
 
+def _clock() -> Callable[[], Any]:
+    """What notes a point in time; a prefill keeps to one, even if CUDA comes into use meanwhile."""
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return _event if in_use else time.perf_counter
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
 @dataclass
 class Recorder:
     """Collects a PrefillReport. Times on a GPU are read from events afterwards, so recording never waits for it."""
@@ -67,7 +79,7 @@ class Recorder:
     group_frames: int = 0
     flops: float = 0.0
     _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
-    _now: Callable[[], Any] = field(default_factory=lambda: _clock())
+    _now: Callable[[], Any] = field(default_factory=_clock)
 
     def stored(self, layer: int, count: int) -> None:
         """Add `count` video tokens to a layer's."""
@@ -103,18 +115,6 @@ class Recorder:
             self.flops,
             seconds,
         )
-
-
-def _clock() -> Callable[[], Any]:
-    """What notes a point in time; a prefill keeps to one, even if CUDA comes into use meanwhile."""
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return _event if in_use else time.perf_counter
-
-
-def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
 
 
 def _elapsed(start: Any, stop: Any) -> float:

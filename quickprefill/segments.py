@@ -30,15 +30,13 @@ def segment_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scale: float
 ) -> torch.Tensor:
     """Attention of (1, H, n, D) within consecutive segments of these lengths, as (1, n, H, D)."""
-    heads, total, dim = query.shape[1:]
-    output = query.new_empty(1, total, heads, dim)
-    for length, rows in _rows_by_length(lengths, query.device):
-        whole = len(rows) == total
-        parts = (part if whole else part.index_select(2, rows) for part in (query, key, value))
-        attended = _batch(*parts, length=length, scale=scale)
-        if whole:
-            return attended
-        output.index_copy_(1, rows, attended)
+    by_length = _rows_by_length(lengths, query.device)
+    if len(by_length) == 1:
+        return _batch(query, key, value, length=by_length[0][0], scale=scale)
+    output = torch.empty_like(query.transpose(1, 2))
+    for length, rows in by_length:
+        parts = (part.index_select(2, rows) for part in (query, key, value))
+        output.index_copy_(1, rows, _batch(*parts, length=length, scale=scale))
     return output
 
 
