@@ -19,7 +19,7 @@ from quickprefill.errors import (
     UnsupportedModelError,
 )
 from quickprefill.estimate import Estimate, estimate
-from quickprefill.models import FAMILIES
+from quickprefill.hosts import FAMILIES
 from quickprefill.policies import POLICIES
 
 __version__ = "0.1.0"

@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.dispatch import Dispatcher
 from quickprefill.errors import InputError, UnsupportedModelError
-from quickprefill.models import FAMILIES, Family
+from quickprefill.hosts import FAMILIES, Family
+from quickprefill.loop.dispatch import Dispatcher
 from quickprefill.report import PrefillReport
 
 __all__ = ["apply", "patched", "remove", "report"]

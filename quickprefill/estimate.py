@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from quickprefill.apply import configured, last_report
+from quickprefill.budget.plan import plan_prompt
 from quickprefill.errors import InputError
-from quickprefill.groups import split_prompt
-from quickprefill.plan import plan_prompt
-from quickprefill.prefill import group_slices
+from quickprefill.loop.prefill import group_slices
+from quickprefill.prompt.spans import split_prompt
 
 __all__ = ["Estimate", "estimate"]
 

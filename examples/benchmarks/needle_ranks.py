@@ -27,7 +27,7 @@ from examples.needle.paint import lamp_box, symbol_box
 from examples.needle.scene import Difficulty, Scene, sample_scene
 from examples.needle.tasks import ask
 from examples.needle.vocabulary import SHAPES
-from quickprefill.budget import select
+from quickprefill.budget.counts import select
 from quickprefill.policies import GroupKV, KeyNorm, OutputNorm, Policy, QueryAttention, ValueNorm
 
 SCORERS: dict[str, Any] = {

@@ -32,8 +32,8 @@ from typing import Any
 import torch
 
 import quickprefill
-from quickprefill.models import FAMILIES
-from quickprefill.plan import plan_prompt, split_lengths, vision_flops
+from quickprefill.budget.plan import plan_prompt, split_lengths, vision_flops
+from quickprefill.hosts import FAMILIES
 from quickprefill.policies import KeyNorm, PruneVid, VidCom2
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from quickprefill.errors import ConfigError
 from quickprefill.policies.base import GroupKV, Policy
 from quickprefill.policies.key_norm import KeyNorm
-from quickprefill.policies.ranking import first_then
+from quickprefill.policies.shared.ranking import first_then
 
 __all__ = ["KeyNormDistinct"]
 

@@ -10,7 +10,7 @@ import torch
 from quickprefill.policies.base import GroupKV, Policy
 from quickprefill.policies.key_norm import KeyNorm
 from quickprefill.policies.random import Random
-from quickprefill.policies.ranking import first_then
+from quickprefill.policies.shared.ranking import first_then
 
 __all__ = ["KeyNormRandom"]
 

@@ -9,8 +9,8 @@ import torch
 
 from quickprefill.errors import ConfigError, InputError
 from quickprefill.policies.base import Policy
-from quickprefill.policies.dpc_knn import cluster_means, contiguous, dpc_knn
-from quickprefill.tokens import VideoTokens
+from quickprefill.policies.shared.dpc_knn import cluster_means, contiguous, dpc_knn
+from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = ["PruneVid"]
 

@@ -10,7 +10,7 @@ import torch
 
 from quickprefill.errors import ConfigError
 from quickprefill.policies.base import Policy
-from quickprefill.tokens import VideoTokens
+from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = ["VidCom2"]
 

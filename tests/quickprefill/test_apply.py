@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLForConditional
 
 import quickprefill
 from quickprefill import QuickPrefillConfig, UnsupportedModelError
-from quickprefill.cache import PrunedLayer
+from quickprefill.cache.layer import PrunedLayer
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 HOST = Qwen2_5_VLForConditionalGeneration

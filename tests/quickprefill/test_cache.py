@@ -5,8 +5,8 @@ import torch
 
 import quickprefill
 from quickprefill import CacheError
-from quickprefill.batch import merge_rows, stored_attention_mask
-from quickprefill.cache import PrunedLayer
+from quickprefill.cache.layer import PrunedLayer
+from quickprefill.cache.padding import merge_rows, stored_attention_mask
 from tests.live_memory import PeakLiveBytes
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
-from quickprefill.budget import num_kept, select
+from quickprefill.budget.counts import num_kept, select
 from quickprefill.policies import KeyNorm, Random
 
 

@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicLayer
 
 import quickprefill
 from quickprefill import InputError
-from quickprefill.cache import PrunedLayer
+from quickprefill.cache.layer import PrunedLayer
 from tests.tiny import IMAGE, VIDEO, Clip, make_inputs, prompt, tiny_model
 
 
@@ -102,7 +102,7 @@ def test_prompts_without_video_are_inert(model, parts, caplog):
 def test_what_cannot_be_pruned_takes_the_stock_path_with_one_warning(model, inputs, caplog, options, words):
     if options.get("cache_implementation") == "offloaded" and not torch.cuda.is_available():
         # Without a GPU the host cannot run an offloaded cache either; building one shows that it is recognised.
-        from quickprefill.dispatch import _cache_reason
+        from quickprefill.loop.dispatch import _cache_reason
 
         cache = DynamicCache()
         cache.offloading = True
@@ -126,7 +126,7 @@ def test_attentions_come_from_the_stock_path(inputs, caplog):
 def test_a_quantized_cache_is_recognised():
     from transformers.cache_utils import Cache
 
-    from quickprefill.dispatch import _cache_reason
+    from quickprefill.loop.dispatch import _cache_reason
 
     class QuantizedCache(Cache):
         pass

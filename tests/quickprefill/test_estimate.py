@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import quickprefill
-from quickprefill import InputError, MemoryBudgetError, plan
+from quickprefill import InputError, MemoryBudgetError
+from quickprefill.budget import plan
 from quickprefill.policies import KeyNorm, VidCom2
 from tests.live_memory import PeakLiveBytes
 from tests.tiny import Clip, make_inputs, prompt, tiny_model

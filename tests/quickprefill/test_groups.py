@@ -3,7 +3,7 @@
 import pytest
 
 from quickprefill import InputError
-from quickprefill.groups import Grid, Group, split_prompt
+from quickprefill.prompt.spans import Grid, Group, split_prompt
 
 V = 99
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from quickprefill import ConfigError, QuickPrefillConfig
-from quickprefill.budget import num_kept
+from quickprefill.budget.counts import num_kept
 from quickprefill.policies import KeyNorm, QueryAttention, ValueNorm
 
 LVU_FIELDS = {

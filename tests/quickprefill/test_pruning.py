@@ -5,7 +5,7 @@ import torch
 
 import quickprefill
 from quickprefill import QuickPrefillConfig
-from quickprefill.cache import PrunedLayer
+from quickprefill.cache.layer import PrunedLayer
 from quickprefill.policies import KeyNorm, QueryAttention, ValueNorm
 from tests.quickprefill.reference import Rules, dense_logits
 from tests.tiny import FIRST_WORD, VIDEO, Clip, make_inputs, prompt, tiny_model

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import quickprefill
 from quickprefill import segments
-from quickprefill.segments import batched_segments, segment_attention
+from quickprefill.attention.segments import batched_segments, segment_attention
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 

@@ -7,9 +7,9 @@ import torch
 
 import quickprefill
 from quickprefill import ConfigError, InputError, QuickPrefillConfig
-from quickprefill.groups import Grid
 from quickprefill.policies import KeyNorm, PruneVid, QueryAttention, VidCom2
-from quickprefill.tokens import VideoTokens
+from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.tokens import VideoTokens
 from tests.quickprefill.reference import Rules, dense_logits
 from tests.quickprefill.test_pruning import positions_of
 from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model

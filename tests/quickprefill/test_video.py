@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from quickprefill.groups import Grid
-from quickprefill.video import PendingVideo
+from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.spans import Grid
 
 
 def pending(slices=3):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
-from quickprefill.budget import select
-from quickprefill.groups import Grid
+from quickprefill.budget.counts import select
 from quickprefill.policies import GroupKV, Policy
-from quickprefill.tokens import VideoTokens
+from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.tokens import VideoTokens
 
 SIZES = [(1, 1), (2, 1), (7, 3), (16, 8), (33, 32), (50, 50)]
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from quickprefill.policies.dpc_knn import cluster_means, contiguous, dpc_knn
+from quickprefill.policies.shared.dpc_knn import cluster_means, contiguous, dpc_knn
 
 
 def literal_dpc_knn(points, num_clusters, k):

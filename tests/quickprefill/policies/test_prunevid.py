@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from quickprefill import ConfigError, InputError
-from quickprefill.groups import Grid
 from quickprefill.policies.prunevid import PruneVid
-from quickprefill.tokens import VideoTokens
+from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.tokens import VideoTokens
 from tests.quickprefill.policies.test_dpc_knn import literal_contiguous, literal_dpc_knn
 
 SHAPES = [(1, 4, 5), (2, 2, 2), (3, 4, 5), (4, 7, 2), (6, 3, 5), (7, 4, 8), (8, 5, 8), (17, 4, 5)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quickprefill import ConfigError
-from quickprefill.budget import select
+from quickprefill.budget.counts import select
 from quickprefill.policies import (
     GroupKV,
     KeyNormDistinct,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from quickprefill import ConfigError
-from quickprefill.groups import Grid
 from quickprefill.policies.vidcom2 import VidCom2, _deal
-from quickprefill.tokens import VideoTokens
+from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.tokens import VideoTokens
 
 SHAPES = [(1, 1, 1), (1, 3, 3), (2, 1, 2), (3, 5, 1), (7, 3, 3), (16, 5, 10), (5, 4, 4)]
 RATIOS = [0.01, 0.25, 0.3, 0.5, 0.7, 0.99]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from quickprefill.budget import num_kept
-from quickprefill.cache import ROOM_TOKENS
+from quickprefill.budget.counts import num_kept
+from quickprefill.cache.layer import ROOM_TOKENS
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import MemoryBudgetError
-from quickprefill.groups import Grid, Group, split_prompt
-from quickprefill.models.base import Geometry
+from quickprefill.hosts.base import Geometry
+from quickprefill.prompt.spans import Grid, Group, split_prompt
 
 __all__ = ["ENOUGH_TOKENS", "Plan", "free_bytes", "largest_group_slices", "plan_prompt", "split_lengths"]
 

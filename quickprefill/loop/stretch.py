@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from quickprefill.attention import group_mask, mask_free, question_attention
-from quickprefill.budget import num_kept, select
-from quickprefill.cache import PrunedLayer
+from quickprefill.attention.group import group_mask, mask_free, question_attention
+from quickprefill.budget.counts import num_kept, select
+from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError
-from quickprefill.models.base import Family
+from quickprefill.hosts.base import Family
 from quickprefill.policies import GroupKV
+from quickprefill.prompt.tokens import VideoTokens
 from quickprefill.report import Recorder
-from quickprefill.tokens import VideoTokens
 
 __all__ = ["Decoder", "Text"]
 

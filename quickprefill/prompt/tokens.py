@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quickprefill.groups import Grid
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["VideoTokens"]
 

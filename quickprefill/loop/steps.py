@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from quickprefill.attention import mask_free
-from quickprefill.batch import stored_attention_mask
-from quickprefill.cache import PrunedLayer
+from quickprefill.attention.group import mask_free
+from quickprefill.cache.layer import PrunedLayer
+from quickprefill.cache.padding import stored_attention_mask
 from quickprefill.errors import CacheError
-from quickprefill.models.base import Family
+from quickprefill.hosts.base import Family
 
 __all__ = ["needs_own_masks", "text_forward"]
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from quickprefill.groups import Grid
-from quickprefill.video import PendingVideo
+from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["Family", "Geometry", "Row", "bind", "execution_device"]
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from quickprefill.interface import in_place_of_sdpa
+from quickprefill.attention.interface import in_place_of_sdpa
 
 __all__ = ["SUPPORTED", "group_mask", "lower_right_attention", "mask_free", "question_attention"]
 

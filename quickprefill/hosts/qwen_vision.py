@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from quickprefill.attention.segments import batched_segments
 from quickprefill.errors import InputError
-from quickprefill.groups import Grid
-from quickprefill.models.base import execution_device
-from quickprefill.segments import batched_segments
-from quickprefill.video import PendingVideo
+from quickprefill.hosts.base import execution_device
+from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["pending_videos"]
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from quickprefill.groups import Grid
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["PendingVideo", "StreamedPixels"]
 

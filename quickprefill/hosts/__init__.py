@@ -1,7 +1,7 @@
 """The host models, one file each. A new one costs a file and a line in FAMILIES."""
 
-from quickprefill.models.base import Family
-from quickprefill.models.qwen2_5_vl import Qwen2_5_VL
+from quickprefill.hosts.base import Family
+from quickprefill.hosts.qwen2_5_vl import Qwen2_5_VL
 
 __all__ = ["FAMILIES", "Family"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from quickprefill.attention import SUPPORTED
+from quickprefill.attention.group import SUPPORTED
 from quickprefill.errors import InputError, UnsupportedModelError
-from quickprefill.groups import Grid
-from quickprefill.models.base import Family, Geometry, Row, execution_device
-from quickprefill.models.qwen_vision import pending_videos
-from quickprefill.video import PendingVideo
+from quickprefill.hosts.base import Family, Geometry, Row, execution_device
+from quickprefill.hosts.qwen_vision import pending_videos
+from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["Qwen2_5_VL"]
 

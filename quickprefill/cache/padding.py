@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quickprefill.cache import ROOM_TOKENS, PrunedLayer
+from quickprefill.cache.layer import ROOM_TOKENS, PrunedLayer
 
 __all__ = ["merge_rows", "stored_attention_mask"]
 

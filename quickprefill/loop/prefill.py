@@ -11,16 +11,16 @@ import torch
 from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
-from quickprefill.batch import merge_rows
-from quickprefill.cache import PrunedLayer
+from quickprefill.budget.plan import largest_group_slices, plan_prompt
+from quickprefill.cache.layer import PrunedLayer
+from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.decoder import Decoder, Text
 from quickprefill.errors import InputError
-from quickprefill.groups import Grid, Group, split_prompt
-from quickprefill.models.base import Family, Row
-from quickprefill.plan import largest_group_slices, plan_prompt
+from quickprefill.hosts.base import Family, Row
+from quickprefill.loop.stretch import Decoder, Text
+from quickprefill.prompt.spans import Grid, Group, split_prompt
+from quickprefill.prompt.tokens import VideoTokens
 from quickprefill.report import Recorder
-from quickprefill.tokens import VideoTokens
 
 __all__ = ["group_slices", "prefill"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from quickprefill.batch import stored_attention_mask
-from quickprefill.cache import PrunedLayer
+from quickprefill.cache.layer import PrunedLayer
+from quickprefill.cache.padding import stored_attention_mask
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.models.base import Family, bind
-from quickprefill.prefill import prefill
+from quickprefill.hosts.base import Family, bind
+from quickprefill.loop.prefill import prefill
+from quickprefill.loop.steps import needs_own_masks, text_forward
 from quickprefill.report import Recorder
-from quickprefill.steps import needs_own_masks, text_forward
 
 __all__ = ["Dispatcher"]
 

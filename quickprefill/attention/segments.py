@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from quickprefill.interface import in_place_of_sdpa
+from quickprefill.attention.interface import in_place_of_sdpa
 
 __all__ = ["batched_segments", "segment_attention"]
 

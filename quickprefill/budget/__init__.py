@@ -1,0 +1,1 @@
+"""How many tokens stay, and what a prefill will cost."""

@@ -1,0 +1,1 @@
+"""The group loop: which calls are ours, and what happens to them."""
