@@ -1,4 +1,4 @@
-"""PendingVideo: a video whose vision features are computed when a group asks for them."""
+"""PendingVideo: a tensor of a video's features that the vision tower has not made yet."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from quickprefill.prompt.spans import Grid
 
-__all__ = ["PendingVideo", "StreamedPixels"]
+__all__ = ["Encode", "PendingVideo", "StreamedPixels"]
 
 Encode = Callable[[torch.Tensor, int], torch.Tensor]
+"""(pixel rows, number of slices) -> (N, C) features on the model's device."""
 
 
 @runtime_checkable
@@ -32,31 +34,46 @@ class StreamedPixels(Protocol):
         """Stop whatever makes the rows, until more of them are asked for."""
 
 
-class PendingVideo:
-    """Stands where the host expects one video's features, (N, C).
+class PendingVideo(torch.Tensor):
+    """Stands where the host expects one video's features, (N, C): a tensor of known shape, type and device.
 
-    Our prefill takes it slice by slice. Anything else that touches it as a tensor gets all features, encoded at once as
-    the stock model would have, so a stock path that meets one stays right.
+    Our prefill takes it slice by slice. Any operation on it as a tensor gets all features, encoded once as the stock
+    model would have, so a stock path that meets one stays right. Moving and copying it leave it as it is.
     """
 
-    def __init__(self, pixels: torch.Tensor, grid: Grid, encode: Encode, device: torch.device | None = None) -> None:
+    pixels: torch.Tensor
+    grid: Grid
+
+    @staticmethod
+    def __new__(
+        cls,
+        pixels: torch.Tensor,
+        grid: Grid,
+        encode: Encode,
+        *,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> PendingVideo:
         """
         Args:
             pixels: (patches, patch values) rows in slice order, on any device; they stay there until encoded. They may
                 be StreamedPixels.
             grid: the merged grid.
-            encode: (pixel rows, number of slices) -> (N, C) features on the model's device.
-            device: where StreamedPixels are to be made; None: on their own.
+            encode: makes the features of some slices.
+            width: C.
+            dtype, device: those of the features, and where StreamedPixels are to be made.
         """
-        self.pixels = pixels
-        self.grid = grid
-        self._encode, self._device = encode, device
-        self._features: torch.Tensor | None = None
+        shape = (grid.num_tokens, width)
+        video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        video.pixels, video.grid = pixels, grid
+        video._encode, video._features = encode, None
+        return video
 
-    def __len__(self) -> int:
-        return self.grid.num_tokens
+    _encode: Encode
+    _features: torch.Tensor | None
 
-    def __repr__(self) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PendingVideo(grid={self.grid}, pixels={tuple(self.pixels.shape)} on {self.pixels.device})"
 
     def encode(self, first_slice: int, stop_slice: int) -> torch.Tensor:
@@ -65,13 +82,13 @@ class PendingVideo:
         start, stop = first_slice * rows, stop_slice * rows
         pixels: Any = self.pixels
         streamed = isinstance(pixels, StreamedPixels)
-        part = pixels.rows(start, stop, self._device) if streamed else pixels[start:stop]
+        part = pixels.rows(start, stop, self.device) if streamed else pixels[start:stop]
         return self._encode(part, stop_slice - first_slice)
 
     def features(self) -> torch.Tensor:
         """Features of the whole video, (N, C), encoded once."""
         if self._features is None:
-            self._features = self.encode(0, self.grid.slices)
+            self._features = self.encode(0, self.grid.slices).to(self.device, self.dtype)
         return self._features
 
     def same_as(self, other: PendingVideo) -> bool:
@@ -90,34 +107,21 @@ class PendingVideo:
         if isinstance(self.pixels, StreamedPixels):
             self.pixels.close()
 
-    def to(self, *args: Any, **kwargs: Any) -> PendingVideo:
-        """Itself: features are made on the model's device, so moving inputs has nothing to move."""
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> PendingVideo:
         return self
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.features(), name)
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself where nothing would change, as every tensor does."""
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if device in (None, self.device) and dtype in (None, self.dtype):
+            return self
+        return self.features().to(*args, **kwargs)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return func(*_materialise(args), **_materialise(kwargs or {}))
-
-
-def _materialise(value: Any) -> Any:
-    if isinstance(value, PendingVideo):
-        return value.features()
-    if isinstance(value, tuple | list):
-        return type(value)(_materialise(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _materialise(item) for key, item in value.items()}
-    return value
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        args, kwargs = tree_map_only(PendingVideo, PendingVideo.features, (args, kwargs or {}))
+        return func(*args, **kwargs)

@@ -1,13 +1,23 @@
-"""Where a prompt is cut: token ids and grids in, groups and the trailing text out. Integers only."""
+"""Where a prompt is cut: token ids and grids in, spans of video and groups of slices out. Integers only.
+
+    columns   0 1   2 3 4 5   6 7   8 9 10 11   12 13 14
+    role      text  slice 0   text  slice 1     text              one video of two slices of four tokens
+    groups    |-------------- group 0 --------| |- tail -|
+
+A column is a token's place in its prompt, without padding. A video's slices are runs of equal length; text may stand
+between them (timestamps, frame markers), and belongs to the group of the slice that follows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from quickprefill.errors import InputError
 
-__all__ = ["Grid", "Group", "split_prompt"]
+__all__ = ["Grid", "Group", "VideoSpan", "find_videos"]
 
 
 @dataclass(frozen=True)
@@ -38,43 +48,109 @@ class Grid:
 
 @dataclass(frozen=True)
 class Group:
-    """Tokens prefilled by one forward: the text before the group, then whole temporal slices of one video.
-
-    Ranges are half-open: the text is [start, video_start), the video tokens are [video_start, stop).
-    """
+    """Tokens prefilled by one pass: whole temporal slices of one video and the text before and between them."""
 
     index: int
     """Counts the prompt's groups from 0."""
     start: int
-    video_start: int
+    """First column, that of the text before the slices, if there is any."""
     stop: int
+    """The column behind the last slice."""
     video: int
     """Index of the video in the prompt."""
     first_slice: int
     stop_slice: int
+    video_grid: Grid
+    """The whole video's grid."""
+    slice_columns: Sequence[int]
+    """The column at which each slice starts."""
 
     @property
-    def num_text(self) -> int:
-        """Tokens before the video tokens; they are never pruned."""
-        return self.video_start - self.start
+    def grid(self) -> Grid:
+        """The group's part of it."""
+        return Grid(self.stop_slice - self.first_slice, self.video_grid.height, self.video_grid.width)
+
+    @property
+    def slice_tokens(self) -> int:
+        """Tokens in one temporal slice."""
+        return self.video_grid.slice_tokens
 
     @property
     def num_video(self) -> int:
-        """Video tokens of the group."""
-        return self.stop - self.video_start
+        """Video tokens of the group, as the vision tower makes them."""
+        return (self.stop_slice - self.first_slice) * self.slice_tokens
+
+    @property
+    def num_text(self) -> int:
+        """Text and image tokens of the group; they are never pruned."""
+        return self.stop - self.start - self.num_video
+
+    @property
+    def video_start(self) -> int:
+        """The first column of video."""
+        return self.slice_columns[0]
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether no text stands between the slices: the group is text, then video."""
+        return self.stop - self.video_start == self.num_video
+
+    def columns(self, places: torch.Tensor | None = None) -> torch.Tensor:
+        """Columns of the video tokens at `places`, (n,) in the group's (t, h, w) raster; None: of all of them."""
+        if places is None:
+            places = torch.arange(self.num_video)
+        if self.consecutive:
+            return places + self.video_start
+        starts = torch.tensor(self.slice_columns, device=places.device)
+        return starts[places // self.slice_tokens] + places % self.slice_tokens
+
+    def text_columns(self) -> torch.Tensor:
+        """Columns of the group's text, (num_text,), ascending."""
+        if self.consecutive:
+            return torch.arange(self.start, self.video_start)
+        is_text = torch.ones(self.stop - self.start, dtype=torch.bool)
+        is_text[self.columns() - self.start] = False
+        return is_text.nonzero()[:, 0] + self.start
 
 
-def split_prompt(
-    ids: Sequence[int], video_token_id: int, grids: Sequence[Grid], group_slices: int
-) -> tuple[list[Group], int]:
-    """Cut one prompt (no padding) into groups of at most `group_slices` temporal slices.
+@dataclass(frozen=True)
+class VideoSpan:
+    """One video's place in a prompt."""
 
-    Returns the groups and the column where the trailing text starts (which is len(ids) if a video ends the prompt).
+    index: int
+    start: int
+    """First column of the text before it, behind the video before."""
+    grid: Grid
+    slice_columns: Sequence[int]
+    """The column at which each slice starts."""
+
+    @property
+    def stop(self) -> int:
+        """The column behind its last slice."""
+        return self.slice_columns[-1] + self.grid.slice_tokens
+
+    def group(self, index: int, first_slice: int, stop_slice: int) -> Group:
+        """The group of slices [first_slice, stop_slice), and of the text before and between them."""
+        size = self.grid.slice_tokens
+        return Group(
+            index=index,
+            start=self.start if first_slice == 0 else self.slice_columns[first_slice - 1] + size,
+            stop=self.slice_columns[stop_slice - 1] + size,
+            video=self.index,
+            first_slice=first_slice,
+            stop_slice=stop_slice,
+            video_grid=self.grid,
+            slice_columns=self.slice_columns[first_slice:stop_slice],
+        )
+
+
+def find_videos(ids: torch.Tensor, video_token_id: int, grids: Sequence[Grid]) -> list[VideoSpan]:
+    """The videos of one prompt, from its token ids (S,) on the CPU, no padding.
 
     Raises:
         InputError: the placeholders do not match the grids.
     """
-    columns = [column for column, token in enumerate(ids) if token == video_token_id]
+    columns = (ids == video_token_id).nonzero()[:, 0]
     expected = sum(grid.num_tokens for grid in grids)
     if len(columns) != expected:
         shapes = [(grid.slices, grid.height, grid.width) for grid in grids]
@@ -83,20 +159,18 @@ def split_prompt(
             f"grids (slices, rows, columns) {shapes} need {expected}; pass input_ids, pixel_values_videos and "
             "video_grid_thw from one processor call, and do not truncate input_ids"
         )
-    groups: list[Group] = []
+    spans: list[VideoSpan] = []
     start = taken = 0
-    for video, grid in enumerate(grids):
-        first = columns[taken]
-        if columns[taken + grid.num_tokens - 1] - first != grid.num_tokens - 1:
+    for index, grid in enumerate(grids):
+        own = columns[taken : taken + grid.num_tokens].view(grid.slices, grid.slice_tokens)
+        broken = (own[:, -1] - own[:, 0] != grid.slice_tokens - 1).nonzero()
+        if len(broken):
             raise InputError(
-                f"the {grid.num_tokens} placeholder tokens of video {video} are not consecutive in the prompt; other "
-                f"tokens stand between them from column {first} on"
+                f"the {grid.slice_tokens} placeholder tokens of temporal slice {int(broken[0])} of video {index} are "
+                f"not consecutive in the prompt; other tokens stand between them from column "
+                f"{int(own[int(broken[0]), 0])} on"
             )
         taken += grid.num_tokens
-        for first_slice in range(0, grid.slices, group_slices):
-            stop_slice = min(first_slice + group_slices, grid.slices)
-            video_start = first + first_slice * grid.slice_tokens
-            stop = first + stop_slice * grid.slice_tokens
-            groups.append(Group(len(groups), start, video_start, stop, video, first_slice, stop_slice))
-            start = stop
-    return groups, start
+        spans.append(VideoSpan(index, start, grid, own[:, 0].tolist()))
+        start = spans[-1].stop
+    return spans

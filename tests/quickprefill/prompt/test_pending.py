@@ -16,34 +16,49 @@ def pending(slices=3):
         return rows.view(count * 2, 2, 4).sum(1)  # two patches to a token, two tokens to a slice
 
     pixels = torch.arange(slices * 4 * 4, dtype=torch.float32).view(slices * 4, 4)
-    return PendingVideo(pixels, Grid(slices, 1, 2), encode), calls
+    device = torch.device("cpu")
+    return PendingVideo(pixels, Grid(slices, 1, 2), encode, width=4, dtype=torch.float32, device=device), calls
 
 
 def test_slices_are_encoded_when_asked_for():
     video, calls = pending()
-    assert len(video) == 6
     assert calls == []
     part = video.encode(1, 3)
     assert calls == [((8, 4), 2)]
     assert torch.equal(part, video.features()[2:])
 
 
+def test_its_shape_is_known_before_it_is_encoded():
+    video, calls = pending()
+    assert isinstance(video, torch.Tensor)
+    assert (len(video), video.shape, video.ndim, video.numel()) == (6, (6, 4), 2, 24)
+    assert (video.dtype, video.device.type) == (torch.float32, "cpu")
+    assert not hasattr(video, "no_such_attribute")
+    assert calls == []
+
+
 def test_torch_functions_see_the_features():
     video, calls = pending()
     other, _ = pending()
     both = torch.cat([video, other], dim=0)
+    assert type(both) is torch.Tensor
     assert torch.equal(both, torch.cat([video.features(), other.features()]))
-    assert video.reshape(-1).shape == (24,)
-    assert video.shape == (6, 4)
+    assert video.flatten().shape == (24,)
+    assert torch.equal(video[1:3], video.features()[1:3])
+    with torch.inference_mode():
+        assert torch.equal(video + 1, video.features() + 1)
     assert len(calls) == 1, "encoded once"
 
 
 def test_moving_and_copying_encode_nothing():
     video, calls = pending()
     assert video.to("cpu") is video
+    assert video.to("cpu", torch.float32) is video
+    assert video.detach() is video
     assert copy.deepcopy([video])[0] is video
     assert "slices=3" in repr(video)
     assert calls == []
+    assert video.to(torch.float64).dtype == torch.float64
 
 
 def test_same_as_compares_pixels():
