@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from quickprefill.cache.storage import Storage
 from quickprefill.errors import CacheError
 
-__all__ = ["ROOM_TOKENS", "PrunedLayer"]
+__all__ = ["PrunedLayer"]
 
-ROOM_TOKENS = 256
-"""Spare capacity when storage grows, so that decoding appends without copying the prefix."""
+_MOST_SPARE = 1.25
+"""Storage larger than this times what it must hold is given back after a prefill."""
 
 
 class PrunedLayer(DynamicLayer):
@@ -44,23 +45,26 @@ class PrunedLayer(DynamicLayer):
         """(B, n) bool, False where a row's first n stored slots are padding. None when no slot is."""
         self.prefill_logical_length = 0
         """Logical length that `prefill_mask` stands for."""
-        self._storage: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._stored_length = 0
+        self._storage: Storage | None = None
         super().__init__()
 
     @classmethod
     def adopt(cls, layer: DynamicLayer, capacity: int = 0) -> PrunedLayer:
-        """A PrunedLayer with the content of `layer`, which stays as it is should the prefill to come fail."""
+        """A PrunedLayer with the content of `layer`, which stays as it is should the prefill to come fail.
+
+        capacity: tokens for which to make room behind what is stored.
+        """
         if isinstance(layer, cls):
-            continued = copy.copy(layer)  # shares the storage, but writes only behind what `layer` has stored
-            continued.capacity = capacity
-            return continued
-        pruned = cls(capacity)
-        if layer.get_seq_length() > 0:
-            pruned.lazy_initialization(layer.keys, layer.values)
-            pruned._store(layer.keys, layer.values)
-            pruned.logical_length = layer.get_seq_length()
-        return pruned
+            continued = copy.copy(layer)
+            continued._storage = None if layer._storage is None else layer._storage.share()
+        else:
+            continued = cls()
+            if layer.get_seq_length() > 0:
+                continued.lazy_initialization(layer.keys, layer.values)
+                continued._storage = Storage.of(layer.keys, layer.values)
+                continued.logical_length = layer.get_seq_length()
+        continued.capacity = continued.stored_length + capacity
+        return continued
 
     def __repr__(self) -> str:
         return f"PrunedLayer(logical_length={self.logical_length}, stored_length={self.stored_length})"
@@ -70,54 +74,60 @@ class PrunedLayer(DynamicLayer):
 
     @property
     def keys(self) -> torch.Tensor:
-        """Stored keys, (B, K, stored, D)."""
-        return self._stored(0)
+        """Stored keys, (B, K, stored, D); None before the first update, as in every host layer."""
+        return None if self._storage is None else self._storage.keys  # type: ignore[return-value]
 
     @keys.setter
     def keys(self, value: torch.Tensor | None) -> None:
-        self._assign(0, value)
+        self._assign(value, None if self._storage is None else self._storage.values)
 
     @property
     def values(self) -> torch.Tensor:
         """Stored values, (B, K, stored, D)."""
-        return self._stored(1)
+        return None if self._storage is None else self._storage.values  # type: ignore[return-value]
 
     @values.setter
     def values(self, value: torch.Tensor | None) -> None:
-        self._assign(1, value)
+        self._assign(None if self._storage is None else self._storage.keys, value)
 
-    def _stored(self, which: int) -> torch.Tensor:
-        if self._storage is None:
-            return None  # type: ignore[return-value]  # as in every host layer before its first update
-        return self._storage[which][..., : self._stored_length, :]
-
-    def _assign(self, which: int, value: torch.Tensor | None) -> None:
-        if value is None:
-            self._storage, self._stored_length = None, 0
+    def _assign(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
+        # Assigned one after the other: until the second comes, the first stands for both.
+        given = keys if keys is not None else values
+        if given is None or (self._storage is not None and (keys is None or values is None)):
+            self._storage = None
             return
-        other = value if self._storage is None else self._storage[1 - which]
-        self._storage = (value, other) if which == 0 else (other, value)
-        self._stored_length = value.shape[-2]
+        keys = given if keys is None else keys
+        values = given if values is None else values
+        self._storage = Storage.of(keys, values)
 
     @property
     def stored_length(self) -> int:
         """Tokens whose keys and values are stored."""
-        return self._stored_length
+        return 0 if self._storage is None else self._storage.length
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the stored keys and values, without spare capacity."""
         return 0 if self._storage is None else self.keys.nbytes + self.values.nbytes
 
-    def get_seq_length(self) -> int:
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all slots, spare capacity included."""
+        return 0 if self._storage is None else self._storage.reserved_bytes
+
+    def get_seq_length(self, *_: Any) -> int:
         """Tokens seen so far, stored or not."""
         return self.logical_length
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Key count and the index of the first key for a forward of `query_length` new tokens (see the module)."""
-        return self.stored_length + query_length, self.logical_length - self.stored_length
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """Key count and the index of the first key for a forward of `query_length` new tokens (see the module).
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        Up to transformers 5.3 the new tokens' positions come instead, (q,).
+        """
+        new = len(query_length) if isinstance(query_length, torch.Tensor) else query_length
+        return self.stored_length + new, self.logical_length - self.stored_length
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
         """Note dtype and device; storage comes with the first tokens."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
@@ -127,76 +137,62 @@ class PrunedLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (B, K, q, D) keys and values; returns all that are stored."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self._store(key_states, value_states)
+            self.lazy_initialization(key_states)
+        self._append(key_states, value_states)
         self.logical_length += key_states.shape[-2]
         return self.keys, self.values
 
-    def _store(self, *states: torch.Tensor) -> None:
-        start, stop = self._stored_length, self._stored_length + states[0].shape[-2]
-        self._reserve(stop, states)
-        for part, new in zip(self._storage or (), states, strict=True):
-            part[..., start:stop, :] = new
-        self._stored_length = stop
+    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if self._storage is None:
+            self._storage = Storage((keys, values), max(self.capacity, keys.shape[-2]))
+        elif self._storage.length + keys.shape[-2] > self._storage.capacity < self.capacity:
+            self._storage.resize(self.capacity)
+        self._storage.append(keys, values)
 
-    def _reserve(self, length: int, states: tuple[torch.Tensor, ...]) -> None:
-        """Make room for `length` tokens; copies the stored ones only when the planned capacity was too small."""
-        old = self._storage
-        # A tensor made under inference_mode cannot be written outside of it: a later plain generate() copies it once.
-        frozen = old is not None and old[0].is_inference() and not torch.is_inference_mode_enabled()
-        if old is not None and old[0].shape[-2] >= length and not frozen:
-            return
-        capacity = max(self.capacity, length + max(length // 8, ROOM_TOKENS) if old is not None else length)
-        stored = self._stored_length
-        parts = []
-        for which, new in enumerate(states):
-            part = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
-            if old is not None:
-                part[..., :stored, :] = old[which][..., :stored, :]
-            parts.append(part)
-        self._storage = (parts[0], parts[1])
-
-    def stack(self, rows: list[PrunedLayer], row_of: list[int]) -> None:
-        """Fill from layers of batch size 1, aligned on the right; the slots before a short row are zero."""
+    def fill(self, rows: list[PrunedLayer], row_of: list[int], capacity: int) -> None:
+        """Lay layers of batch size 1 side by side, aligned on the right; the slots before a short row are zero."""
         stored = max(layer.stored_length for layer in rows)
-        like = (rows[0].keys.expand(len(row_of), -1, -1, -1), rows[0].values.expand(len(row_of), -1, -1, -1))
-        self.lazy_initialization(*like)
-        self._reserve(stored, like)
-        for part, name in zip(self._storage or (), ("keys", "values"), strict=True):
+        first = rows[0]
+        like = (first.keys.expand(len(row_of), -1, -1, -1), first.values.expand(len(row_of), -1, -1, -1))
+        self.lazy_initialization(first.keys)
+        self._storage = Storage(like, max(capacity, stored))
+        self._storage.length = stored
+        for part, name in ((self.keys, "keys"), (self.values, "values")):
             for batch_row, row in enumerate(row_of):
                 padding = stored - rows[row].stored_length
                 part[batch_row, :, :padding] = 0
-                part[batch_row, :, padding:stored] = getattr(rows[row], name)[0]
-        self._stored_length = stored
+                part[batch_row, :, padding:] = getattr(rows[row], name)[0]
 
     def prune(self, num_last: int, kept: torch.Tensor) -> None:
         """Of the last `num_last` stored tokens keep those at `kept`, ascending: (k,), or (K, k) for each head its own.
 
         The logical length stays.
         """
-        if self._storage is None or num_last > self._stored_length:
-            raise CacheError(f"cannot prune the last {num_last} of {self._stored_length} stored tokens")
-        start, stop, count = self._stored_length - num_last, self._stored_length, kept.shape[-1]
-        for part in self._storage:
-            last = part[..., start:stop, :]
-            if kept.ndim == 1:
-                chosen = last.index_select(-2, kept)
-            else:
-                chosen = last.gather(-2, kept[None, ..., None].expand(last.shape[0], -1, -1, last.shape[-1]))
-            part[..., start : start + count, :] = chosen
-        self._stored_length = self.croppable_from = start + count
+        if self._storage is None or num_last > self.stored_length:
+            raise CacheError(f"cannot prune the last {num_last} of {self.stored_length} stored tokens")
+        self._storage.compact(num_last, kept.to(self._storage.keys.device))
+        self.croppable_from = self._storage.length
 
     def drop_last(self, count: int) -> None:
         """Forget the last `count` tokens as if they had never been seen."""
-        self._stored_length -= count
+        if self._storage is not None:
+            self._storage.length -= count
         self.logical_length -= count
 
     def absorb(self, other: PrunedLayer) -> None:
         """Store all that `other` stored behind what is here."""
         if not self.is_initialized:
-            self.lazy_initialization(other.keys, other.values)
-        self._store(other.keys, other.values)
-        self.croppable_from = self._stored_length
+            self.lazy_initialization(other.keys)
+        self._append(other.keys, other.values)
+        self.croppable_from = self.stored_length
+
+    def trim(self, room: int) -> None:
+        """Give storage back that exceeds what is stored and `room` more tokens; grow to that where there is less."""
+        if self._storage is None:
+            return
+        needed = self.stored_length + room
+        if not needed <= self._storage.capacity <= self.stored_length * _MOST_SPARE + room:
+            self._storage.resize(needed)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens (a number <= 0), as rejected candidates of assisted decoding are.
@@ -210,40 +206,39 @@ class PrunedLayer(DynamicLayer):
                 f"crop({tokens_to_remove}) asks for a final length, which a pruned cache cannot give; pass the number "
                 "of tokens to remove as a negative integer"
             )
-        if count > self._stored_length - self.croppable_from:
+        if count > self.stored_length - self.croppable_from:
             raise CacheError(
-                f"cannot crop {count} tokens: only the last {self._stored_length - self.croppable_from} were stored "
+                f"cannot crop {count} tokens: only the last {self.stored_length - self.croppable_from} were stored "
                 "without pruning; start again from the prompt"
             )
         self.drop_last(count)
         if self.logical_length < self.prefill_logical_length:
             self.prefill_logical_length = self.logical_length
             if self.prefill_mask is not None:
-                self.prefill_mask = self.prefill_mask[:, : self._stored_length]
+                self.prefill_mask = self.prefill_mask[:, : self.stored_length]
 
     def reset(self) -> None:
         """Forget everything."""
-        self.keys = self.values = None
-        self.is_initialized = False
+        self._storage, self.is_initialized = None, False
         self.logical_length = self.croppable_from = self.prefill_logical_length = 0
         self.prefill_mask = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Take the rows `beam_idx` of the batch, as beam search does."""
-        super().reorder_cache(beam_idx)
-        self._select_mask(beam_idx)
+        self._select_rows(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` of the batch."""
-        super().batch_select_indices(indices)
-        self._select_mask(indices)
+        self._select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row of the batch."""
-        super().batch_repeat_interleave(repeats)
-        if self.prefill_mask is not None:
-            self.prefill_mask = self.prefill_mask.repeat_interleave(repeats, dim=0)
+        if self._storage is not None:
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self._select_rows(rows.repeat_interleave(repeats))
 
-    def _select_mask(self, rows: torch.Tensor) -> None:
+    def _select_rows(self, rows: torch.Tensor) -> None:
+        if self._storage is not None:
+            self._storage.select_rows(rows)
         if self.prefill_mask is not None:
             self.prefill_mask = self.prefill_mask[rows.to(self.prefill_mask.device)]

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from quickprefill.cache.layer import ROOM_TOKENS, PrunedLayer
+from quickprefill.cache.layer import PrunedLayer
 
-__all__ = ["merge_rows", "stored_attention_mask"]
+__all__ = ["merge_rows", "visible_slots"]
 
 
-def merge_rows(rows: list[PrunedLayer], row_of: list[int], logical_length: int) -> PrunedLayer:
+def merge_rows(rows: list[Any], row_of: list[int], logical_length: int, room: int = 0) -> Any:
     """One layer of a batch from the same layer of prompts that were prefilled one by one.
 
     Args:
-        rows: layers with batch size 1, of any stored length.
+        rows: layers with batch size 1, of any stored length; or one layer of another kind, which is repeated.
         row_of: which of them each row of the batch takes; beams of one prompt share an entry.
         logical_length: columns of the batch, padding included.
+        room: tokens to come, for which storage is reserved.
 
     Shorter rows are padded on the left; `prefill_mask` says where.
     """
+    merged = rows[0]
+    if not isinstance(merged, PrunedLayer):
+        if len(row_of) > 1:
+            merged.batch_repeat_interleave(len(row_of))
+        return merged
     lengths = [layer.stored_length for layer in rows]
     stored = max(lengths)
-    merged = rows[0]
-    if len(row_of) > 1:
-        merged = PrunedLayer(stored + ROOM_TOKENS)
-        merged.stack(rows, row_of)
+    if len(row_of) == 1:
+        merged.trim(room)
+    else:
+        merged = PrunedLayer()
+        merged.fill(rows, row_of, stored + room)
         merged.croppable_from = max(layer.croppable_from + stored - layer.stored_length for layer in rows)
         if min(lengths) < stored:
             column = torch.arange(stored, device=merged.device)
@@ -34,28 +43,21 @@ def merge_rows(rows: list[PrunedLayer], row_of: list[int], logical_length: int) 
     return merged
 
 
-def stored_attention_mask(
-    layer: PrunedLayer, attention_mask: torch.Tensor | None, query_length: int
-) -> torch.Tensor | None:
-    """The 2-D mask that a forward after a pruned prefill needs, (B, logical + q), from the caller's of the same shape.
+def visible_slots(layer: PrunedLayer, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Which stored slots each row of a batch sees, (B, stored) bool; None: all of them.
 
-    The caller's mask marks padding among all columns ever seen; the stored tokens are others. The host reads only the
-    last stored + q columns, so the tokens stored by the prefill get `prefill_mask` right before the newer columns.
+    Args:
+        layer: a layer that has taken in the keys of the forward in question.
+        attention_mask: the caller's, (B, logical length), which marks padding among all columns ever seen.
+
+    What the prefill stored has a mask of its own; the caller's holds for the newer columns.
     """
-    if layer.prefill_logical_length == 0:
-        return attention_mask
-    if attention_mask is None and layer.prefill_mask is None:
+    if layer.prefill_mask is None and attention_mask is None:
         return None
-    newer = layer.logical_length - layer.prefill_logical_length + query_length
-    if attention_mask is not None:
-        batch_size = attention_mask.shape[0]
-        tail = attention_mask[:, attention_mask.shape[1] - newer :]
-    else:
-        batch_size = layer.prefill_mask.shape[0]  # type: ignore[union-attr]
-        tail = layer.prefill_mask.new_ones(batch_size, newer)  # type: ignore[union-attr]
-    mask = tail.new_ones(batch_size, layer.prefill_logical_length + newer)
-    mask[:, layer.prefill_logical_length :] = tail
+    newer = layer.logical_length - layer.prefill_logical_length
+    slots = torch.ones(layer.keys.shape[0], layer.stored_length, dtype=torch.bool, device=layer.keys.device)
     if layer.prefill_mask is not None:
-        prefilled = layer.prefill_mask.to(device=mask.device, dtype=mask.dtype)
-        mask[:, layer.prefill_logical_length - prefilled.shape[1] : layer.prefill_logical_length] = prefilled
-    return mask
+        slots[:, : layer.stored_length - newer] = layer.prefill_mask.to(slots.device)
+    if attention_mask is not None and newer:
+        slots[:, layer.stored_length - newer :] = attention_mask[:, -newer:].to(slots.device)
+    return slots

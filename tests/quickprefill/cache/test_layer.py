@@ -6,7 +6,7 @@ import torch
 import quickprefill
 from quickprefill import CacheError
 from quickprefill.cache.layer import PrunedLayer
-from quickprefill.cache.padding import merge_rows, stored_attention_mask
+from quickprefill.cache.padding import merge_rows, visible_slots
 from tests.live_memory import PeakLiveBytes
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
@@ -63,13 +63,29 @@ def test_planned_capacity_is_never_copied():
     assert numbers(layer) == list(range(11))
 
 
-def test_decoding_past_the_capacity_copies_rarely():
+def test_past_the_capacity_storage_grows_by_a_share():
     layer, addresses = filled(4, capacity=4), set()
-    for token in range(4, 400):
+    for token in range(4, 4000):
         layer.update(*states(token, token + 1))
         addresses.add(layer.keys.data_ptr())
-    assert numbers(layer) == list(range(400))
-    assert len(addresses) <= 3
+        assert layer.reserved_bytes <= 1.25 * layer.stored_bytes + 65 * 2 * 2 * 3 * 4
+    assert numbers(layer) == list(range(4000))
+    assert len(addresses) <= 25
+
+
+def test_trim_leaves_what_is_stored_and_room():
+    layer = filled(2, 40)
+    layer.prune(40, torch.tensor([1, 3]))
+    layer.trim(room=6)
+    assert layer.reserved_bytes == 10 * 2 * 2 * 3 * 4
+    assert numbers(layer) == [0, 1, 3, 5]
+    address = layer.keys.data_ptr()
+    layer.trim(room=5)  # near enough
+    for token in range(42, 48):
+        layer.update(*states(token, token + 1))
+    assert layer.keys.data_ptr() == address
+    layer.trim(room=20)
+    assert layer.reserved_bytes == 30 * 2 * 2 * 3 * 4
 
 
 def test_crop_of_generated_tokens():
@@ -110,6 +126,17 @@ def test_batch_operations_of_beam_search():
     assert numbers(layer, 1) == [10, 11, 12, 13, 4]
 
 
+def test_beams_keep_the_room_behind_them():
+    layer = PrunedLayer(capacity=8)
+    layer.update(*states(0, 4, batch=2))
+    for token in range(4, 8):
+        layer.reorder_cache(torch.tensor([1, 0]))
+        address = layer.keys.data_ptr()
+        layer.update(*states(token, token + 1, batch=2))
+        assert layer.keys.data_ptr() == address
+    assert numbers(layer) == list(range(8))
+
+
 def test_reset_forgets_everything():
     layer = filled(2, 4)
     layer.prune(4, torch.tensor([0]))
@@ -129,12 +156,12 @@ def test_a_continued_layer_leaves_the_old_one_alone():
     assert layer.get_seq_length() == 3
 
 
-def merged_batch():
+def merged_batch(room=0):
     """Two prompts in 8 columns: one of 8 tokens that stored 6, one of 5 tokens (3 of padding) that stored 4."""
     long, short = filled(2, 6), filled(5)
     long.prune(6, torch.tensor([0, 1, 2, 5]))
     short.prune(3, torch.tensor([0, 2]))
-    return merge_rows([long, short], [0, 1, 0], logical_length=8)
+    return merge_rows([long, short], [0, 1, 0], logical_length=8, room=room)
 
 
 def test_merge_rows_aligns_on_the_right():
@@ -151,19 +178,20 @@ def test_a_batch_is_never_held_twice():
     inputs = make_inputs(prompt(3, Clip((16, 4, 8)), 5), prompt(4, Clip((16, 4, 8)), 6))
     with quickprefill.patched(model, keep=1.0, group_frames=2), torch.no_grad(), PeakLiveBytes() as peak:
         layers = model(**inputs, logits_to_keep=1).past_key_values.layers
-    reserved = sum(part.nbytes for layer in layers for part in layer._storage)
-    assert peak.bytes < 1.4 * reserved
+    assert peak.bytes < 1.4 * sum(layer.reserved_bytes for layer in layers)
+
+
+def test_a_merged_batch_has_room():
+    assert merged_batch(room=5).reserved_bytes == 11 * 3 * 2 * 2 * 3 * 4
 
 
 def test_mask_of_a_merged_batch():
     layer = merged_batch()
-    layer.update(*states(8, 9, batch=3))
-    caller = torch.tensor([[1] * 10, [0] * 3 + [1] * 7, [1] * 10])  # 8 prefilled, 1 generated, 1 in this forward
-    mask = stored_attention_mask(layer, caller, query_length=1)
-    assert mask.shape == (3, 10)
-    key_count, offset = layer.get_mask_sizes(1)
-    assert mask[:, offset : offset + key_count].tolist() == [[1] * 8, [0, 0, 1, 1, 1, 1, 1, 1], [1] * 8]
-    assert torch.equal(stored_attention_mask(layer, None, 1).int(), mask.int())
+    layer.update(*states(8, 10, batch=3))
+    caller = torch.tensor([[1] * 10, [0] * 3 + [1] * 7, [1] * 8 + [0, 1]])  # 8 prefilled, 1 generated, 1 in this forward
+    slots = [[1] * 8, [0, 0, 1, 1, 1, 1, 1, 1], [1] * 6 + [0, 1]]
+    assert visible_slots(layer, caller).int().tolist() == slots
+    assert visible_slots(layer, None).int().tolist() == [slots[0], slots[1], slots[0]]
 
 
 def test_mask_follows_the_rows_and_the_crop():
@@ -171,12 +199,12 @@ def test_mask_follows_the_rows_and_the_crop():
     layer.reorder_cache(torch.tensor([1, 0, 1]))
     assert layer.prefill_mask[:, 0].tolist() == [False, True, False]
     layer.crop(0)
-    caller = torch.ones(3, 9, dtype=torch.long)
-    assert stored_attention_mask(layer, caller, 1)[:, 2].tolist() == [0, 1, 0]
+    layer.update(*states(8, 9, batch=3))
+    assert visible_slots(layer, torch.ones(3, 9, dtype=torch.long))[:, 0].tolist() == [False, True, False]
 
 
 def test_mask_of_a_single_unpadded_prompt_is_none():
     layer = merge_rows([filled(4)], [0], logical_length=4)
-    assert stored_attention_mask(layer, None, 1) is None
-    ones = torch.ones(1, 5, dtype=torch.long)
-    assert torch.equal(stored_attention_mask(layer, ones, 1), ones)
+    layer.update(*states(4, 5))
+    assert visible_slots(layer, None) is None
+    assert visible_slots(layer, torch.ones(1, 5, dtype=torch.long)).all()
