@@ -1,92 +1,114 @@
-"""Attention of a group to the stored prefix and, causally, to itself, without a (queries, keys) mask in memory.
+"""Attention of new tokens to a stored prefix and, causally, to themselves, without a (queries, keys) mask in memory.
 
 Bottom-right causal, drawn for 2 new tokens after 3 stored ones:
 
     x x x x .
     x x x x x
 
-flash-attn aligns its causal mask this way by itself. For hosts on "sdpa" the function below takes its place while a
-group passes; key-value heads are never repeated over the prefix. The host's eager attention gets the triangle as a
-mask: the readable reference.
+flash-attn aligns its causal mask this way by itself. Where a kernel of PyTorch does not, the new tokens' own block and
+the prefix are attended to apart and merged by log-sum-exp; key-value heads are never repeated over the prefix.
 """
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from quickprefill.attention.interface import in_place_of_sdpa
+__all__ = ["lower_right_attention", "lower_right_mask", "question_attention"]
 
-__all__ = ["SUPPORTED", "group_mask", "lower_right_attention", "mask_free", "question_attention"]
+_WIDENED_TOKENS = 4096
+"""Keys and values of a prefix that are made float32 at a time."""
 
-SUPPORTED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-"""Attention implementations of a host that can pass a group."""
-
-_NAME = "quickprefill"
+Attend = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""(query, key, value, causal, scale) -> attention (B, H, q, D) and its log-sum-exp (B, H, q)."""
 
 
 def lower_right_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention (B, H, q, D) of the last q positions over keys and values (B, K, n, D), n >= q."""
-    flash_cpu = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    if query.device.type == "cpu" and flash_cpu is not None:
-        return _prefix_and_group(flash_cpu, query, key, value, scale)
-    # On CUDA this runs the flash kernel, which takes key-value heads as they are.
+    # Under autocast projections are narrow, but what went through the rotary embedding is not.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    attend = _kernel(query)
+    if attend is not None:
+        return _prefix_and_own(attend, query, key, value, scale)
     bias = causal_lower_right(query.shape[2], key.shape[2])
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=True)
 
 
-def _prefix_and_group(
-    flash_cpu: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+def _kernel(query: torch.Tensor) -> Attend | None:
+    """What attends to a block and says its log-sum-exp, on devices where SDPA's lower-right mask costs memory.
+
+    On CUDA the flash kernel knows that mask; it takes half precision, on cards of compute capability 8.0 and later.
+    Elsewhere PyTorch would build the mask and every score: 16.8 GB a layer for a group of 7B behind an hour of video.
+    """
+    if query.device.type == "cpu":
+        return _flash_on_cpu if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu") else None
+    if query.device.type != "cuda" or query.dtype == torch.float64:
+        return None
+    flash = query.dtype in (torch.float16, torch.bfloat16) and _compute_capability(query.device) >= (8, 0)
+    return None if flash and query.shape[-1] <= 256 else _efficient_on_cuda
+
+
+@functools.cache
+def _compute_capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _flash_on_cpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, scale=scale
+    )
+    return output, log_sum
+
+
+def _efficient_on_cuda(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    output, log_sum, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, True, 0.0, causal, scale=scale
+    )
+    return output, log_sum[..., : query.shape[2]]  # the kernel rounds its rows up
+
+
+def _prefix_and_own(
+    attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """PyTorch's CPU flash kernel knows no lower-right mask: prefix and group apart, merged by log-sum-exp.
+    """Both parts, merged in float32.
 
     For the prefix the query heads that share a key-value head are laid behind each other as more queries of that head.
+    On a CPU narrow states are widened block by block: the kernel would round each part, where one call rounds once.
     """
     batch, heads, new, dim = query.shape
     kv_heads, prefix = key.shape[1], key.shape[2] - new
-    share = heads // kv_heads
-    own_key = key[:, :, prefix:].repeat_interleave(share, dim=1)
-    own_value = value[:, :, prefix:].repeat_interleave(share, dim=1)
-    own: torch.Tensor
-    own, own_lse = flash_cpu(query, own_key, own_value, 0.0, True, scale=scale)
-    if prefix == 0:
-        return own
+    share, narrow = heads // kv_heads, query.dtype
+    if query.device.type == "cpu":
+        query = query.to(torch.promote_types(narrow, torch.float32))
+    own_key, own_value = (part[:, :, prefix:].to(query.dtype) for part in (key, value))
+    if share > 1:
+        own_key, own_value = (part.repeat_interleave(share, dim=1) for part in (own_key, own_value))
+    merged, log_sum = attend(query, own_key, own_value, causal=True, scale=scale)
     folded = query.reshape(batch, kv_heads, share * new, dim)
-    past, past_lse = flash_cpu(folded, key[:, :, :prefix], value[:, :, :prefix], 0.0, False, scale=scale)
-    weight = torch.sigmoid(own_lse.reshape(batch, heads, new) - past_lse.reshape(batch, heads, new))
-    merged: torch.Tensor = torch.lerp(past.reshape(batch, heads, new, dim), own, weight[..., None].to(own.dtype))
-    return merged
+    step = prefix if query.dtype == narrow else _WIDENED_TOKENS
+    for start in range(0, prefix, max(step, 1)):
+        block = (part[:, :, start : min(start + step, prefix)].to(query.dtype) for part in (key, value))
+        past, past_sum = attend(folded, *block, causal=False, scale=scale)
+        past, past_sum = past.reshape(batch, heads, new, dim), past_sum.reshape(batch, heads, new)
+        weight = torch.sigmoid(past_sum - log_sum)[..., None]
+        wide = torch.promote_types(past.dtype, torch.float32)
+        merged = torch.lerp(merged.to(wide), past.to(wide), weight.to(wide))
+        log_sum = torch.logaddexp(log_sum, past_sum) if start + step < prefix else log_sum
+    return merged.to(narrow)
 
 
-def _host_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    """The host's sdpa, but lower-right where it would be called without a mask on a stored prefix."""
-    if attention_mask is not None or query.shape[2] in (1, key.shape[2]):
-        result: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, **kwargs
-        )
-        return result
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    return lower_right_attention(query, key, value, scale).transpose(1, 2), None
-
-
-def mask_free(config: Any) -> contextlib.AbstractContextManager[None]:
-    """While a group passes, a host on "sdpa" uses the function above."""
-    return in_place_of_sdpa(config, _NAME, _host_attention)
-
-
-def group_mask(config: Any, new: int, stored: int, like: torch.Tensor) -> torch.Tensor | None:
-    """The mask, (1, 1, new, stored + new), of `new` tokens after `stored` ones where the host is eager; else None."""
-    if config._attn_implementation != "eager":
-        return None
-    hidden = torch.full((new, stored + new), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
-    return hidden.triu(stored + 1)[None, None]
+def lower_right_mask(new: int, length: int, device: torch.device, window: int | None = None) -> torch.Tensor:
+    """Which of `length` keys each of the last `new` positions sees, (new, length) bool; at most `window` of them."""
+    visible = torch.ones(new, length, dtype=torch.bool, device=device).tril(length - new)
+    return visible if window is None else visible.triu(length - new - window + 1)
 
 
 def question_attention(queries: torch.Tensor, keys: torch.Tensor, *, causal: bool) -> torch.Tensor:
@@ -99,7 +121,6 @@ def question_attention(queries: torch.Tensor, keys: torch.Tensor, *, causal: boo
     folded = queries.reshape(batch, kv_heads, -1, dim).float()
     scores = (folded @ keys.float().transpose(-1, -2)).view(batch, heads, rows, length) * dim**-0.5
     if causal:
-        future = torch.ones(rows, length, dtype=torch.bool, device=scores.device).triu(length - rows + 1)
-        scores = scores.masked_fill(future, float("-inf"))
+        scores = scores.masked_fill(~lower_right_mask(rows, length, scores.device), float("-inf"))
     probabilities: torch.Tensor = scores.softmax(-1)
     return probabilities

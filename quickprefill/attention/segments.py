@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from quickprefill.attention.interface import in_place_of_sdpa
+from quickprefill.attention.interface import host_attention, host_implementation, in_place_of_hosts
 
 __all__ = ["batched_segments", "segment_attention"]
 
 # Hosts hand the boundaries over, instead of cutting along them, where the name of the implementation has "flash" in it.
-_NAME = "quickprefill_flash_segments"
+_KIND = "flash_segments"
 _MOST_SEGMENTS = 1 << 14
 """In one call; a CUDA kernel's grid ends at 65,535."""
 
@@ -58,20 +57,19 @@ def _rows_by_length(lengths: tuple[int, ...], device: torch.device) -> list[tupl
     return [(length, (of_row == length).nonzero()[:, 0].to(device)) for length in sorted(set(lengths) - {0})]
 
 
-def _host_attention(
+def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
+) -> Any:
     """The host's sdpa, but by segments where it is given their boundaries."""
     boundaries = kwargs.get("cu_seq_lens_q")
     if boundaries is None:
-        result: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, **kwargs
-        )
-        return result
+        return host_attention("sdpa", module)(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return segment_attention(query, key, value, tuple(boundaries.diff().tolist()), scale), None
 
 
 def batched_segments(config: Any) -> contextlib.AbstractContextManager[None]:
     """While a vision tower on "sdpa" runs, its segments are attended to in batches."""
-    return in_place_of_sdpa(config, _NAME, _host_attention)
+    if host_implementation(config) != "sdpa":
+        return contextlib.nullcontext()
+    return in_place_of_hosts(config, _KIND, _attend)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quickprefill
-from quickprefill import segments
+from quickprefill.attention import segments
 from quickprefill.attention.segments import batched_segments, segment_attention
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
