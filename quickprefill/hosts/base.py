@@ -1,11 +1,10 @@
-"""What a family must know of its host model. The prefill loop calls nothing else."""
+"""What a host must say about its model. The group loop calls nothing else."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ import torch
 from quickprefill.prompt.pending import PendingVideo
 from quickprefill.prompt.spans import Grid
 
-__all__ = ["Family", "Geometry", "Row", "bind", "execution_device"]
+__all__ = ["Geometry", "Host", "Row"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,11 @@ class Geometry:
     patch_values: int
     """Numbers in a patch."""
     dtype: torch.dtype
+    devices: tuple[torch.device, ...]
+    """Where each decoder layer runs."""
+    vision_device: torch.device
+    eager: bool = False
+    """Whether attention maps are made in memory."""
 
     @property
     def kv_bytes(self) -> int:
@@ -47,9 +51,9 @@ class Row:
     """One prompt of a batch without its padding."""
 
     ids: torch.Tensor
-    """(S,) token ids."""
+    """(S,) token ids, on the CPU, with `video_token_id` where video goes and nowhere else."""
     positions: torch.Tensor
-    """(3, S) the host's positions."""
+    """(P, S) the host's positions, P = 1 or 3."""
     columns: torch.Tensor
     """(S,) the batch column of each token, on the CPU."""
     videos: tuple[PendingVideo, ...]
@@ -63,129 +67,133 @@ class Row:
             and torch.equal(self.columns, other.columns)
             and torch.equal(self.ids, other.ids)
             and torch.equal(self.positions, other.positions)
+            and len(self.videos) == len(other.videos)
             and all(a.same_as(b) for a, b in zip(self.videos, other.videos, strict=True))
             and (self.images is None or other.images is None or torch.equal(self.images, other.images))
         )
 
 
-class Family(ABC):
-    """Every fact about one host model. Methods are static in effect: a family keeps no state."""
+class Host(ABC):
+    """Every fact about one host model. It keeps no state.
+
+    `head` is the model with the language-model head, which users have; `core` is the model inside it, which turns ids
+    and pixels into hidden states and is where a prefill runs.
+    """
 
     model_type: ClassVar[str]
     """`config.model_type` of the host model."""
     tested: ClassVar[tuple[str, str]]
     """Oldest and newest transformers release that the tests run on."""
+    module_name: ClassVar[str]
+    """The file of transformers that defines it."""
+    head_name: ClassVar[str]
+    core_name: ClassVar[str]
+
+    # Whose call it is
 
     @abstractmethod
-    def host_class(self) -> type[torch.nn.Module]:
-        """The host's class with the language-model head; imports the host's module."""
+    def core(self, head: Any) -> Any:
+        """The model inside the head."""
 
     @abstractmethod
-    def check_seams(self, host: Any) -> None:
-        """Raise UnsupportedModelError if the host, a model or its class, lacks what the patch needs."""
+    def check(self, head: Any) -> None:
+        """Raise UnsupportedModelError if the installed release, or this model, lacks what the patch needs."""
 
     @abstractmethod
-    def overrides(self) -> dict[str, Callable[..., Any]]:
-        """Methods of the host to wrap besides forward(): name -> function(stock method, model, *args, **kwargs)."""
+    def overrides(self, head_class: type) -> dict[str, Callable[..., Any]]:
+        """Methods of the head to wrap besides forward(): name -> function(stock method, head, *args, **kwargs)."""
 
     @abstractmethod
-    def frames_per_slice(self, model: Any) -> int:
-        """Video frames that the vision tower merges into one temporal slice."""
+    def has_video(self, call: Mapping[str, Any]) -> bool:
+        """Whether a core's forward() call, as a dict of its arguments, brings a video."""
 
     @abstractmethod
-    def video_token_id(self, model: Any) -> int:
-        """The placeholder token of video features."""
+    def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
+        """Why this call with a video is left to the stock path, if it cannot be grouped."""
+
+    # What the prompt is
 
     @abstractmethod
-    def num_layers(self, model: Any) -> int:
-        """Decoder layers, which is also the number of cache layers."""
-
-    @abstractmethod
-    def device(self, model: Any) -> torch.device:
-        """Where the decoder runs, its first layers if there are several places."""
-
-    @abstractmethod
-    def geometry(self, model: Any) -> Geometry:
-        """The model's sizes."""
-
-    @abstractmethod
-    def grids(self, model: Any, inputs: Any) -> list[Grid]:
-        """The videos of a processor's output, in order."""
-
-    @abstractmethod
-    def has_video(self, call: dict[str, Any]) -> bool:
-        """Whether a forward() call, as a dict of its arguments, brings a video."""
-
-    @abstractmethod
-    def stock_reason(self, model: Any, call: dict[str, Any]) -> str | None:
-        """Why this call with a video is left to the stock path, if the family cannot group it."""
-
-    @abstractmethod
-    def rows(self, model: Any, call: dict[str, Any]) -> list[Row]:
+    def rows(self, core: Any, call: Mapping[str, Any]) -> list[Row]:
         """The prompts of a call. Raises InputError if placeholders do not match what comes with them."""
 
     @abstractmethod
-    def position_ids(self, model: Any, call: dict[str, Any]) -> torch.Tensor:
-        """The host's own positions for all columns of a call, (3, B, S)."""
+    def grids(self, core: Any, inputs: Mapping[str, Any]) -> list[Grid]:
+        """The videos of a processor's output, in order."""
 
     @abstractmethod
-    def embed(self, model: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings of text and image tokens, (n,) -> (n, C); `images` are the features of the image tokens in it."""
+    def named(self, core: Any, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (S,) of one prompt, with `video_token_id` where video goes and nowhere else."""
 
     @abstractmethod
-    def image_token_id(self, model: Any) -> int:
+    def video_token_id(self, core: Any) -> int:
+        """The placeholder token of video features."""
+
+    @abstractmethod
+    def image_token_id(self, core: Any) -> int:
         """The placeholder token of image features."""
 
     @abstractmethod
-    def attention_config(self, model: Any) -> Any:
+    def closing_token_ids(self, core: Any) -> frozenset[int]:
+        """Tokens that only end a video: they ask nothing."""
+
+    @abstractmethod
+    def frames_per_slice(self, core: Any) -> int:
+        """Video frames that the vision tower merges into one temporal slice."""
+
+    # How it computes
+
+    @abstractmethod
+    def geometry(self, core: Any) -> Geometry:
+        """The model's sizes."""
+
+    @abstractmethod
+    def new_layers(self, core: Any) -> list[Any]:
+        """The layers of an empty cache, as the host's own cache has them."""
+
+    @abstractmethod
+    def attention_config(self, core: Any) -> Any:
         """The config in which the decoder layers look up their attention implementation."""
 
     @abstractmethod
-    def rotary(self, model: Any, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine, (B, n, D) each, for (3, B, n) positions."""
+    def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of text and image tokens, (n,) -> (n, C); `images` are the features of the image tokens in it.
+
+        Rows may be wider than C: what later layers add rides behind the embedding, and layer() hands it on.
+        """
 
     @abstractmethod
-    def layer(self, model: Any, index: int, hidden: torch.Tensor, rotary: Any, mask: Any, cache: Any) -> torch.Tensor:
-        """One decoder layer over (B, n, C); appends its keys and values to the cache."""
+    def rotary(self, core: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        """The rotary embedding of rows (1, n, C) at positions (P, n)."""
 
     @abstractmethod
-    def store(self, model: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
-        """What layer() appends to the cache, without the rest of the layer."""
+    def take_rotary(self, rotary: Any, rows: torch.Tensor) -> Any:
+        """The rotary embedding of some of its rows."""
 
     @abstractmethod
-    def watched(self, model: Any, index: int) -> bool:
-        """Whether somebody's hooks look into a layer, so that it must run as a whole."""
+    def no_rotary(self, rotary: Any) -> Any:
+        """One that leaves every vector where it is."""
 
     @abstractmethod
-    def norm(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """The final norm, (B, n, C)."""
+    def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
+        """One decoder layer over (1, n, C); appends its keys and values to the cache."""
 
     @abstractmethod
-    def queries_and_keys(
-        self, model: Any, index: int, hidden: torch.Tensor, rotary: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries (1, H, n, D) and keys (1, K, n, D) of a layer for its input (1, n, C); `rotary` None: without it."""
+    def attention(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
+        """A layer's attention alone, over the layer's input (1, n, C)."""
 
     @abstractmethod
-    def watch_residual(self, model: Any, index: int) -> contextlib.AbstractContextManager[list[torch.Tensor]]:
+    def observed(self, core: Any, index: int) -> bool:
+        """Whether somebody's hook or replacement looks into a layer, so that it must run as a whole."""
+
+    @abstractmethod
+    def watch_residual(self, core: Any, index: int) -> contextlib.AbstractContextManager[list[torch.Tensor]]:
         """Collects a layer's hidden states after attention and residual, before the MLP, (1, n, C)."""
 
     @abstractmethod
-    def output(self, model: Any, hidden: torch.Tensor, cache: Any, return_dict: bool | None) -> Any:
-        """The host's forward() result for final hidden states (B, W, C); None: as the model's config says."""
+    def norm(self, core: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm, (1, n, C)."""
 
-
-def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, extra keyword arguments included."""
-    if not args:
-        return dict(kwargs)
-    bound = inspect.signature(method).bind(*args, **kwargs).arguments
-    return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
-
-
-def execution_device(module: torch.nn.Module) -> torch.device:
-    """Where a module's inputs go, also where accelerate brings its weights only for the call."""
-    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    device = next((device for device in devices if device is not None), None)
-    return torch.device(next(module.parameters()).device if device is None else device)
+    @abstractmethod
+    def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:
+        """The core's forward() result for final hidden states (B, n, C)."""

@@ -1,0 +1,221 @@
+"""The usual layout of a video LLM in transformers, once: a decoder at core.language_model, features by get_*_features.
+
+Two regimes of the vision tower: up to 5.17 forward() gets raw pixels; since 5.18 generate() encodes the whole video
+before the first forward and passes `mm_encoder_outputs`. There the override puts PendingVideos in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from quickprefill.attention.interface import flash_is_requested, host_implementation
+from quickprefill.errors import UnsupportedModelError
+from quickprefill.hosts import versions
+from quickprefill.hosts.base import Host, Row
+from quickprefill.hosts.devices import execution_device
+from quickprefill.hosts.rows import split_rows
+from quickprefill.prompt.pending import PendingVideo
+
+__all__ = ["TransformersHost"]
+
+_PRUNABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
+"""Kinds of cache layers that a prefill can work with; the former are pruned, the latter stay the host's."""
+
+
+class TransformersHost(Host):
+    """A host whose core has `language_model` with `layers`, `norm` and `rotary_emb`."""
+
+    video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
+    """Arguments of forward() that bring a video; the first is its pixels."""
+
+    @abstractmethod
+    def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
+        """The videos of a call that brings raw pixels."""
+
+    @abstractmethod
+    def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
+        """Features of the images of a call that brings raw pixels, as get_image_features() returns them."""
+
+    @abstractmethod
+    def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
+        """The host's own positions for all columns of a call, (P, B, S)."""
+
+    # Whose call it is
+
+    def core(self, head: Any) -> Any:
+        return head.model
+
+    def check(self, head: Any) -> None:
+        module = versions.module_of(self.module_name)
+        core = getattr(module, self.core_name, None)
+        absent = [] if core is not None else [f"{self.module_name}.{self.core_name}"]
+        absent += versions.defined(core, ("get_video_features", "get_image_features")) if core is not None else []
+        if absent:
+            raise UnsupportedModelError(
+                f"this transformers release lacks {', '.join(absent)}; use {' to '.join(self.tested)}"
+            )
+        if isinstance(head, type):
+            return
+        if (getattr(head, "_tp_size", None) or 1) > 1:
+            raise UnsupportedModelError(
+                f"{type(head).__name__} is split over {head._tp_size} devices by tensor parallelism, where each would "
+                'keep other tokens; load it with device_map="auto" or on one device'
+            )
+        reason = _odd_layers(self.new_layers(self.core(head)))
+        if reason is not None:
+            raise UnsupportedModelError(f"{type(head).__name__}: {reason}")
+
+    def overrides(self, head_class: type) -> dict[str, Callable[..., Any]]:
+        return {versions.ENCODES_FIRST: self._defer_video} if hasattr(head_class, versions.ENCODES_FIRST) else {}
+
+    def _defer_video(self, stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]) -> Any:
+        """Let generate() encode the images, and put a PendingVideo where each video's features would be."""
+        given = (model_kwargs.get("mm_encoder_outputs") or {}).get("video")
+        if given is not None or any(model_kwargs.get(name) is None for name in self.video_inputs):
+            return stock(model_kwargs)
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        videos = self.videos(self.core(head), model_kwargs)
+        prepared = stock({name: value for name, value in model_kwargs.items() if name not in self.video_inputs})
+        prepared["mm_encoder_outputs"]["video"] = BaseModelOutputWithPooling(pooler_output=videos)
+        return prepared
+
+    def has_video(self, call: Mapping[str, Any]) -> bool:
+        return call.get(self.video_inputs[0]) is not None or _encoded(call, "video") is not None
+
+    def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
+        if call.get("input_ids") is None:
+            return "inputs_embeds came without input_ids, so the video's columns are unknown"
+        encoded = _encoded(call, "video")
+        if encoded is not None and not all(isinstance(video, PendingVideo) for video in versions.pooled(encoded)):
+            return "the video's features were computed beforehand (mm_encoder_outputs or prefill_chunk_size)"
+        missing = [name for name in self.video_inputs if call.get(name) is None]
+        if encoded is None and missing:
+            return f"{self.video_inputs[0]} came without {' and '.join(missing)}"
+        implementation = host_implementation(self.attention_config(core))
+        if implementation not in ("eager", "sdpa") and not flash_is_requested(self.attention_config(core)):
+            return f"the attention implementation is {implementation!r}; supported are eager, sdpa and flash kernels"
+        return _odd_layers(self.new_layers(core))
+
+    # What the prompt is
+
+    def rows(self, core: Any, call: Mapping[str, Any]) -> list[Row]:
+        encoded = _encoded(call, "video")
+        videos = self.videos(core, call) if encoded is None else list(versions.pooled(encoded))
+        return split_rows(self, core, call, self.position_ids(core, call), videos, self._images(core, call))
+
+    def _images(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor | None:
+        encoded = _encoded(call, "image")
+        if encoded is None and call.get("pixel_values") is not None:
+            encoded = self.image_features(core, call)
+        return None if encoded is None else torch.cat(tuple(versions.pooled(encoded)))
+
+    def named(self, core: Any, ids: torch.Tensor) -> torch.Tensor:
+        return ids
+
+    def video_token_id(self, core: Any) -> int:
+        return int(core.config.video_token_id)
+
+    def image_token_id(self, core: Any) -> int:
+        return int(core.config.image_token_id)
+
+    # How it computes
+
+    def attention_config(self, core: Any) -> Any:
+        return core.language_model.config
+
+    def new_layers(self, core: Any) -> list[Any]:
+        layers: list[Any] = versions.new_cache(self.attention_config(core)).layers
+        return layers
+
+    def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
+        table = core.get_input_embeddings()
+        ids = ids.to(execution_device(table))
+        embeds: torch.Tensor = table(ids)
+        if images is not None and len(images):
+            image_mask = (ids == self.image_token_id(core))[:, None]
+            embeds = embeds.masked_scatter(image_mask, images.to(embeds.device, embeds.dtype))
+        return embeds
+
+    def rotary(self, core: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+        return core.language_model.rotary_emb(hidden, positions[:, None].to(hidden.device))
+
+    def take_rotary(self, rotary: Any, rows: torch.Tensor) -> Any:
+        return tuple(part.index_select(-2, rows.to(part.device)) for part in rotary)
+
+    def no_rotary(self, rotary: Any) -> Any:
+        cos, sin = rotary
+        return torch.ones_like(cos), torch.zeros_like(sin)
+
+    def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
+        output = core.language_model.layers[index](
+            hidden,
+            attention_mask=None,
+            position_embeddings=rotary,
+            position_ids=None,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return versions.first_tensor(output)
+
+    def attention(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
+        layer = core.language_model.layers[index]
+        layer.self_attn(
+            hidden_states=layer.input_layernorm(hidden.to(execution_device(layer.input_layernorm))),
+            attention_mask=None,
+            position_embeddings=rotary,
+            position_ids=None,
+            past_key_values=cache,
+        )
+
+    def observed(self, core: Any, index: int) -> bool:
+        return any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in vars(module)
+            or getattr(module, "_compiled_call_impl", None) is not None
+            for module in core.language_model.layers[index].modules()
+        )
+
+    @contextlib.contextmanager
+    def watch_residual(self, core: Any, index: int) -> Iterator[list[torch.Tensor]]:
+        seen: list[torch.Tensor] = []
+        norm = core.language_model.layers[index].post_attention_layernorm
+        hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
+    def norm(self, core: Any, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = core.language_model.norm(hidden)
+        return output
+
+    def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return versions.named_output(
+            versions.module_of(self.module_name),
+            f"{self.core_name}OutputWithPast",
+            BaseModelOutputWithPast,
+            last_hidden_state=hidden,
+            past_key_values=cache,
+            rope_deltas=getattr(core, "rope_deltas", None),
+        )
+
+
+def _encoded(call: Mapping[str, Any], modality: str) -> Any:
+    return (call.get("mm_encoder_outputs") or {}).get(modality)
+
+
+def _odd_layers(layers: list[Any]) -> str | None:
+    """Why a cache of such layers cannot be worked with."""
+    odd = sorted({type(layer).__name__ for layer in layers} - set(_PRUNABLE))
+    if not odd:
+        return None
+    return f"its cache has {', '.join(odd)}; layers that a prefill can pass are {' and '.join(_PRUNABLE)}"
