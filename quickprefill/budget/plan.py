@@ -1,175 +1,230 @@
-"""What a prefill will cost, from sizes alone: cache slots and bytes, activation bytes of a group, work in FLOPs.
+"""What a prefill takes, from sizes alone: slots of each layer, bytes on each device, work in FLOPs.
 
-Where a policy decides by content how many tokens stay (PruneVid), figures are those of a video that it cannot shrink.
+One simulation of the groups drives the loop (how much each layer reserves), estimate() and group_frames="auto". Where a
+policy decides by content how many tokens stay (PruneVid), figures are the most that it may leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
-from quickprefill.budget.counts import num_kept
-from quickprefill.cache.layer import ROOM_TOKENS
+from quickprefill.budget.activations import decoder_bytes, whole_video_bytes
+from quickprefill.budget.counts import num_kept, selected_count, stored_count
+from quickprefill.budget.flops import layer_flops, store_flops, vision_flops
+from quickprefill.budget.groups import expected_entering, group_slices, tower_slices
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.errors import MemoryBudgetError
 from quickprefill.hosts.base import Geometry
-from quickprefill.prompt.spans import Grid, Group, split_prompt
+from quickprefill.prompt.spans import Group, VideoSpan
 
-__all__ = ["ENOUGH_TOKENS", "Plan", "free_bytes", "largest_group_slices", "plan_prompt", "split_lengths"]
-
-ENOUGH_TOKENS = {"cpu": 1024}
-"""Device type -> tokens of a group beyond which nothing gets faster; a CPU's caches hold no larger group."""
-_ENOUGH_TOKENS_ELSEWHERE = 8192
-_SHARE_OF_FREE = 0.8
-"""Share of the free memory that "auto" plans with; allocators need some room between blocks."""
+__all__ = ["Passing", "Plan", "passing_groups", "plan_row"]
 
 
 @dataclass(frozen=True)
 class Plan:
     """One prompt's prefill."""
 
-    capacity: int
-    """Cache slots that a layer needs at its fullest, and room to decode into."""
+    groups: int
+    most_group_slices: int
+    slots: tuple[int, ...]
+    """What each layer reserves at first behind what the cache holds: its fullest moment. 0 where that is the content's
+    to say; storage then grows, and is trimmed at the end."""
+    stored: tuple[int, ...]
+    """Tokens that the prompt leaves in each layer, text included."""
+    room: int
+    """Tokens to come for which each layer reserves in the end."""
     cache_bytes: int
-    """Keys and values stored in all layers once the prefill is done."""
-    reserved_bytes: int
-    """Storage of all layers with that capacity."""
-    activation_bytes: int
-    """Most that is alive besides weights, pixels and storage, while a group passes."""
+    """Keys and values of `stored`."""
+    reserved_bytes: dict[torch.device, int]
+    """Storage at its fullest, by device."""
+    activation_bytes: dict[torch.device, int]
+    """Most that is alive besides weights, inputs and storage, by device."""
     flops: float
     """Multiplications and additions in matrix products: vision tower, decoder layers, attention."""
 
+    @property
+    def peak_bytes(self) -> dict[torch.device, int]:
+        """Storage and activations together, by device."""
+        devices = {**self.reserved_bytes, **self.activation_bytes}
+        return {at: self.reserved_bytes.get(at, 0) + self.activation_bytes.get(at, 0) for at in devices}
 
-def plan_prompt(
+
+@dataclass(frozen=True)
+class Passing:
+    """A group as far as it is known beforehand."""
+
+    group: Group
+    entered: int
+    """Video tokens that enter the decoder."""
+    unit_tokens: int
+    unit_entered: int
+    """As in Entering: of the group or video in which a compressor compares tokens."""
+
+
+def passing_groups(config: QuickPrefillConfig, spans: Sequence[VideoSpan], frames_per_slice: int) -> Iterator[Passing]:
+    """The groups that the loop will make, in order."""
+    index = 0
+    compressor = config.compressor
+    whole = compressor is not None and compressor.scope == "video"
+    for span in spans:
+        slices, total = span.grid.slices, span.grid.num_tokens
+        step = group_slices(config, frames_per_slice, span.grid)
+        entering = expected_entering(config, span.grid, -(-slices // step))
+        for first in range(0, slices, step):
+            group = span.group(index, first, min(first + step, slices))
+            if whole:
+                entered = entering * group.stop_slice // slices - entering * first // slices
+                yield Passing(group, entered, total, entering)
+            else:
+                entered = expected_entering(config, group.grid)
+                yield Passing(group, entered, group.num_video, entered)
+            index += 1
+
+
+def plan_row(
     geometry: Geometry,
     config: QuickPrefillConfig,
-    groups: Sequence[Group],
-    grids: Sequence[Grid],
-    num_tail: int,
-    finishing: Collection[int] = (),
+    spans: Sequence[VideoSpan],
+    length: int,
+    frames_per_slice: int,
+    *,
+    past: Sequence[int] = (),
+    room: int = 0,
+    question: int = 0,
+    wants: Callable[[Group], bool] = lambda group: False,
 ) -> Plan:
-    """The plan of a prompt cut into groups with `num_tail` tokens behind them.
+    """The plan of one prompt of `length` tokens without padding.
 
     Args:
-        grids: those of its videos.
-        finishing: groups whose final hidden states are read; in the others the last layer only fills its cache.
+        config: with group_frames resolved; "auto" is none of its values here.
+        past: tokens that each layer holds already.
+        room: tokens to come.
+        question: tokens of the text behind the last video, if it rides along behind each group.
+        wants: whether a group's final hidden states are read; in the others the last layer only fills its cache.
     """
-    whole = config.scorer is not None and config.scorer.uses_residual
-    stored = [0] * geometry.layers
-    capacity, activation, flops = 0, 0, 0.0
-    for group in groups:
-        entered = entering_tokens(config, group.num_video)
-        new = group.num_text + entered
-        capacity = max(capacity, max(stored) + new)
-        activation = max(activation, activation_bytes(geometry, group.num_text + group.num_video, group.num_video))
-        flops += vision_flops(geometry, group.num_video, grids[group.video].slice_tokens)
-        for layer in range(geometry.layers):
-            if layer + 1 < geometry.layers or whole or group.index in finishing:
-                flops += layer_flops(geometry, new, stored[layer])
-            else:
-                flops += store_flops(geometry, new)
-            kept = min(num_kept(config, group.num_video, layer, geometry.layers), entered)
-            stored[layer] += group.num_text + kept
-            if config.progressive_from is not None and layer >= config.progressive_from:
-                new = min(new, group.num_text + kept)
-    flops += sum(layer_flops(geometry, num_tail, length) for length in stored)
-    capacity = max(capacity, max(stored) + num_tail) + ROOM_TOKENS
+    before = list(past) or [0] * geometry.layers
+    bands = _bands(config, before)
+    held = [before[at] for at, _ in bands]
+    slots = [0] * len(bands)
+    activation, flops, num_groups, most_slices = 0, 0.0, 0, 0
+    schedules: dict[tuple[int, ...], _Schedule] = {}
+    tower = {span.index: tower_slices(config, frames_per_slice, span.grid) for span in spans}
+    for passing in passing_groups(config, spans, frames_per_slice):
+        group, span = passing.group, spans[passing.group.video]
+        num_groups, most_slices = num_groups + 1, max(most_slices, group.stop_slice - group.first_slice)
+        finish = wants(group)
+        key = (group.num_text, passing.entered, passing.unit_tokens, passing.unit_entered, finish)
+        if key not in schedules:
+            schedules[key] = _Schedule(geometry, config, passing, question, bands, finish=finish)
+        schedule = schedules[key]
+        tower_tokens = min(tower[span.index] * span.grid.slice_tokens, group.num_video)
+        activation = max(
+            activation, decoder_bytes(geometry, schedule.rows[0], max(held), tower_tokens, group.num_video)
+        )
+        flops += vision_flops(geometry, group.num_video, span.grid.slice_tokens) + schedule.flops(held)
+        slots = [max(most, here + rows) for most, here, rows in zip(slots, held, schedule.rows, strict=True)]
+        held = [here + new for here, new in zip(held, schedule.left, strict=True)]
+    tail = length - (spans[-1].stop if spans else 0)
+    flops += sum(count * layer_flops(geometry, tail, here) for here, (_, count) in zip(held, bands, strict=True))
+    activation = max(activation, decoder_bytes(geometry, tail, max(held), 0, 0))
+    activation = max(activation, whole_video_bytes(geometry, config, spans, tower))
+    slots = [max(most, here + tail) for most, here in zip(slots, held, strict=True)]
+    held = [here + _tail_left(config, tail, at, geometry.layers) for here, (at, _) in zip(held, bands, strict=True)]
+    slots = [max(most, here + room) for most, here in zip(slots, held, strict=True)]
+    every_slots, every_held = _every(bands, slots), _every(bands, held)
+    stored = tuple(here - start for here, start in zip(every_held, before, strict=True))
+    fresh = tuple(most - start for most, start in zip(every_slots, before, strict=True))
+    known = config.compressor is None or config.compressor.exact
     return Plan(
-        capacity=capacity,
-        cache_bytes=sum(length + num_tail for length in stored) * geometry.kv_bytes,
-        reserved_bytes=capacity * geometry.layers * geometry.kv_bytes,
-        activation_bytes=max(activation, activation_bytes(geometry, num_tail, 0)),
+        groups=num_groups,
+        most_group_slices=most_slices,
+        slots=fresh if known else (0,) * geometry.layers,
+        stored=stored,
+        room=room,
+        cache_bytes=sum(stored) * geometry.kv_bytes,
+        reserved_bytes=_by_device(geometry, every_slots),
+        activation_bytes={device: activation for device in {*geometry.devices, geometry.vision_device}},
         flops=flops,
     )
 
 
-def entering_tokens(config: QuickPrefillConfig, num_video: int) -> int:
-    """How many of a group's tokens enter the decoder, as far as that is known beforehand."""
-    compressor = config.policy_for("compress")
-    ratio = getattr(compressor, "retention_ratio", 1.0)
-    return max(int(ratio * num_video + 0.5), 1)
+_Bands = Sequence[tuple[int, int]]
+"""(first layer, number of layers) of consecutive layers that every group treats alike."""
 
 
-def activation_bytes(geometry: Geometry, num_tokens: int, num_video: int) -> int:
-    """Bytes alive at the fullest moment of a stretch of `num_tokens`, `num_video` of them from the vision tower."""
-    size, tokens = geometry.dtype.itemsize, num_tokens
-    patches = num_video * geometry.patches_per_token
-    # Residual, its norm, and the widest step: attention's q, k, v before and after rotary and its output, or the MLP.
-    step = max(7 * geometry.vision_hidden, 3 * geometry.vision_mlp)
-    vision = patches * (4 * geometry.patch_values + size * (2 * geometry.vision_hidden + step))
-    attention = (3 * geometry.heads + 4 * geometry.kv_heads) * geometry.head_dim
-    embeds = tokens * size * (2 * geometry.hidden + 2 * geometry.head_dim)
-    decoder = embeds + tokens * size * (2 * geometry.hidden + max(attention, 3 * geometry.mlp))
-    return int(max(vision, decoder))
+def _bands(config: QuickPrefillConfig, before: Sequence[int]) -> _Bands:
+    layers, cuts = len(before), {0, config.first_layer, len(before) - 1}
+    if config.layer_decay is not None:
+        cuts = set(range(layers))
+    for layer in (config.progressive_from, config.selector.layer if config.selector is not None else None):
+        cuts |= set() if layer is None else {layer, layer + 1}
+    cuts |= {at for at in range(1, layers) if before[at] != before[at - 1]}
+    starts = sorted(at for at in cuts if 0 <= at < layers)
+    return [(start, stop - start) for start, stop in zip(starts, [*starts[1:], layers], strict=True)]
 
 
-def vision_flops(geometry: Geometry, num_video: int, slice_tokens: int) -> float:
-    """Work of the vision tower, its merger included, as if every layer attended to the whole slice."""
-    width, patches = geometry.vision_hidden, num_video * geometry.patches_per_token
-    layer = 8 * width**2 + 6 * width * geometry.vision_mlp + 4 * width * slice_tokens * geometry.patches_per_token
-    merged = width * geometry.patches_per_token
-    merger = 2 * merged**2 + 2 * merged * geometry.hidden
-    embed = 2 * geometry.patch_values * width
-    return float(patches * (geometry.vision_layers * layer + embed) + num_video * merger)
+def _every(bands: _Bands, values: Sequence[int]) -> list[int]:
+    """A value of each band, for each layer."""
+    return [value for value, (_, count) in zip(values, bands, strict=True) for _ in range(count)]
 
 
-def layer_flops(geometry: Geometry, new: int, stored: int) -> float:
-    """Work of one decoder layer for `new` tokens behind `stored` ones."""
-    heads = geometry.heads * geometry.head_dim
-    projections = 2 * geometry.hidden * (2 * heads + 2 * geometry.kv_heads * geometry.head_dim)
-    linear = projections + 6 * geometry.hidden * geometry.mlp
-    return float(new * linear + 4 * heads * new * (stored + new / 2))
+def _tail_left(config: QuickPrefillConfig, tail: int, layer: int, layers: int) -> int:
+    return num_kept(config, tail, layer, layers) if config.prune_text and tail else tail
 
 
-def store_flops(geometry: Geometry, new: int) -> float:
-    """Work of projecting `new` tokens to a layer's keys and values."""
-    return float(new * 2 * geometry.hidden * 2 * geometry.kv_heads * geometry.head_dim)
+class _Schedule:
+    """What a kind of group does to every band of layers."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        config: QuickPrefillConfig,
+        passing: Passing,
+        question: int,
+        bands: _Bands,
+        *,
+        finish: bool,
+    ) -> None:
+        self._geometry, self._bands = geometry, bands
+        self._last_whole = finish or (config.scorer is not None and config.scorer.uses_residual)
+        num_text = passing.group.num_text
+        kept = list(_kept(config, passing, geometry.layers))
+        self.rows = [num_text + kept[at][0] + question for at, _ in bands]
+        """Rows that enter each layer of a band."""
+        self.left = [num_text + kept[at][1] for at, _ in bands]
+        """Tokens of the group that each of its layers stores in the end."""
+
+    def flops(self, held: Sequence[int]) -> float:
+        """Work of the layers, which hold so many tokens."""
+        work = 0.0
+        for rows, here, (at, count) in zip(self.rows, held, self._bands, strict=True):
+            if at + 1 == self._geometry.layers and not self._last_whole:
+                work += store_flops(self._geometry, rows)
+            else:
+                work += count * layer_flops(self._geometry, rows, here)
+        return work
 
 
-def largest_group_slices(
-    geometry: Geometry, config: QuickPrefillConfig, grids: Sequence[Grid], num_text: int, device: torch.device
-) -> int:
-    """The most temporal slices a group may have: what fits the device's free memory, but no more than helps.
-
-    Args:
-        num_text: tokens of the prompt that are not video.
-
-    Raises:
-        MemoryBudgetError: not even one slice fits beside the cache.
-    """
-    slice_tokens = max(grid.slice_tokens for grid in grids)
-    enough = ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE)
-    most = min(max(enough // slice_tokens, 1), max(grid.slices for grid in grids))
-    free = free_bytes(device)
-    room = int(free * _SHARE_OF_FREE)
-    for slices in range(most, 0, -1):
-        groups, tail = split_lengths(grids, slices, num_text)
-        plan = plan_prompt(geometry, config, groups, grids, tail)
-        if plan.reserved_bytes + plan.activation_bytes <= room:
-            return slices
-    raise MemoryBudgetError(
-        f"beside the weights this prompt needs {plan.reserved_bytes / 2**30:.2f} GiB of cache and "
-        f"{plan.activation_bytes / 2**30:.2f} GiB for two frames of {slice_tokens} tokens at a time, but of the "
-        f"{free / 2**30:.2f} GiB that are free on {device} only {_SHARE_OF_FREE:.0%} can be planned with; use a "
-        "smaller keep, fewer or smaller frames, or free memory"
-    )
+def _kept(config: QuickPrefillConfig, passing: Passing, layers: int) -> Iterator[tuple[int, int]]:
+    """For each layer: the video tokens of a group that enter it, and those that it stores in the end."""
+    alive, selector = passing.entered, config.selector
+    entered, unit, unit_entered = passing.entered, passing.unit_tokens, passing.unit_entered
+    for at in range(layers):
+        entering = stays = alive
+        if config.scorer is not None:
+            stays = min(stored_count(config, entered, unit, unit_entered, at, layers), alive)
+            if config.progressive_from is not None and at >= config.progressive_from:
+                alive = stays
+        elif selector is not None and (at == selector.layer or (at < selector.layer and selector.prune_cache)):
+            stays = min(selected_count(config, alive, unit, unit_entered), alive)
+            alive = stays if at == selector.layer else alive
+        yield entering, stays
 
 
-def split_lengths(grids: Sequence[Grid], group_slices: int, num_text: int) -> tuple[list[Group], int]:
-    """Groups of a prompt whose `num_text` text tokens all stand behind its videos, and their number."""
-    ids = [0] * sum(grid.num_tokens for grid in grids) + [1] * num_text
-    groups, _ = split_prompt(ids, 0, grids, group_slices)
-    return groups, num_text
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still get on a device."""
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
-    free, total = torch.cuda.mem_get_info(device)
-    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated
-    return min(free + reserved - allocated, allowed)
+def _by_device(geometry: Geometry, slots: Sequence[int]) -> dict[torch.device, int]:
+    by_device: dict[torch.device, int] = {}
+    for device, count in zip(geometry.devices, slots, strict=True):
+        by_device[device] = by_device.get(device, 0) + count * geometry.kv_bytes
+    return by_device
