@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["PrefillReport", "Recorder"]
+from quickprefill.prompt.spans import Group
+
+__all__ = ["KeptPlaces", "PrefillReport", "Recorder", "Span"]
+
+
+@dataclass(frozen=True)
+class KeptPlaces:
+    """Which video tokens of a group stayed behind a stage."""
+
+    stage: str
+    """compress, select or score."""
+    group: int
+    layer: int | None
+    """None: before the first layer."""
+    video: int
+    grid: tuple[int, int, int]
+    """(slices, rows, columns) of the video tokens in the group."""
+    first_slice: int
+    """The group's first temporal slice in its video."""
+    places: torch.Tensor
+    """(n,) in the raster of `grid`, ascending, on the CPU; (K, n) where each key-value head keeps its own."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a stage ran."""
+
+    stage: str
+    group: int
+    start_seconds: float
+    """From the beginning of the prefill."""
+    stop_seconds: float
 
 
 @dataclass(frozen=True)
@@ -27,15 +58,22 @@ class PrefillReport:
     finished_tokens: int
     """Tokens that reached the end, after select() and progressive pruning."""
     stored_tokens: tuple[int, ...]
-    """Video tokens in each layer's cache."""
+    """Video tokens in each layer's cache; 0 where a layer is of a kind that cannot be pruned."""
     cache_bytes: int
     """Keys and values stored in all layers, text included."""
+    reserved_bytes: int
+    """Storage of all layers, with the room for tokens to come."""
     group_frames: int
-    """Video frames in a full group: the config's, or what "auto" chose."""
+    """Video frames in the largest group."""
     flops: float
     """Work in matrix products as planned, see quickprefill.estimate()."""
     seconds: dict[str, float]
-    """encode (vision tower), compress, decode (decoder layers), prune (scores, selection and gathering)."""
+    """encode (vision tower), compress, decode (decoder layers), prune (scores, selection and gathering; on a GPU one
+    layer of each group is timed, in turn, and stands for all)."""
+    kept_places: tuple[KeptPlaces, ...] = ()
+    """With trace=True: what stayed behind every stage of every group and layer."""
+    timeline: tuple[Span, ...] = ()
+    """With trace=True: when each stage of each group ran."""
 
     @property
     def kept(self) -> tuple[float, ...]:
@@ -49,7 +87,8 @@ class PrefillReport:
         return (
             f"{self.video_tokens} video tokens in {self.groups} groups of {self.group_frames} frames; "
             f"{self.entered_tokens} entered the decoder, {self.finished_tokens} finished it, {stored} stored per "
-            f"layer; cache {self.cache_bytes / 2**20:.1f} MiB; seconds: {seconds}"
+            f"layer; cache {self.cache_bytes / 2**20:.1f} MiB of {self.reserved_bytes / 2**20:.1f} MiB reserved; "
+            f"seconds: {seconds}"
         )
 
 
@@ -66,9 +105,23 @@ def _event() -> torch.cuda.Event:
 
 
 @dataclass
+class _Timed:
+    stage: str
+    group: int
+    start: Any
+    stop: Any
+    weight: int = 1
+    """How many such spans it stands for."""
+
+    def seconds(self) -> float:
+        return _elapsed(self.start, self.stop)
+
+
+@dataclass
 class Recorder:
     """Collects a PrefillReport. Times on a GPU are read from events afterwards, so recording never waits for it."""
 
+    trace: bool = False
     prompts: int = 0
     groups: int = 0
     video_tokens: int = 0
@@ -76,44 +129,83 @@ class Recorder:
     finished_tokens: int = 0
     stored_tokens: list[int] = field(default_factory=list)
     cache_bytes: int = 0
+    reserved_bytes: int = 0
     group_frames: int = 0
     flops: float = 0.0
-    _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
+    _spans: list[_Timed] = field(default_factory=list)
+    _kept: list[KeptPlaces] = field(default_factory=list)
     _now: Callable[[], Any] = field(default_factory=_clock)
+
+    def __post_init__(self) -> None:
+        self._start = self._now()
 
     def stored(self, layer: int, count: int) -> None:
         """Add `count` video tokens to a layer's."""
         self.stored_tokens += [0] * (layer + 1 - len(self.stored_tokens))
         self.stored_tokens[layer] += count
 
+    def note_cache(self, layers: Sequence[Any]) -> None:
+        """Note what a cache's layers hold in the end."""
+        parts = [part for layer in layers for part in (layer.keys, layer.values) if part is not None]
+        self.cache_bytes = sum(part.nbytes for part in parts)
+        self.reserved_bytes = sum(part.untyped_storage().nbytes() for part in parts)
+
+    def kept_places(
+        self, stage: str, group: Group, layer: int | None, places: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> None:
+        """Note, if asked to, which of a group's tokens stayed: those at `places`[`kept`], or all."""
+        if not self.trace:
+            return
+        stayed = places if kept is None else places.to(kept.device)[kept]
+        grid = (group.grid.slices, group.grid.height, group.grid.width)
+        self._kept.append(KeptPlaces(stage, group.index, layer, group.video, grid, group.first_slice, stayed.cpu()))
+
     @contextlib.contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Time a stage."""
+    def span(self, stage: str, group: int, weight: int = 1) -> Iterator[None]:
+        """Time a stage of a group."""
         start = self._now()
         yield
-        self._spans.append((name, start, self._now()))
+        self._spans.append(_Timed(stage, group, start, self._now(), weight))
+
+    def layer_span(self, stage: str, group: int, layer: int, layers: int) -> contextlib.AbstractContextManager[None]:
+        """Time what happens in every layer of a group: each of them on a CPU; one, in turn, where that takes events."""
+        if isinstance(self._start, float):
+            return self.span(stage, group)
+        return self.span(stage, group, layers) if group % layers == layer else contextlib.nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds seconds, since events of a GPU cannot be copied."""
-        spans = [(name, 0.0, _elapsed(start, stop)) for name, start, stop in self._spans]
-        return {**vars(self), "_spans": spans}
+        spans = [
+            _Timed(one.stage, one.group, _elapsed(self._start, one.start), _elapsed(self._start, one.stop), one.weight)
+            for one in self._spans
+        ]
+        return {**vars(self), "_spans": spans, "_start": 0.0}
 
     def report(self) -> PrefillReport:
         """The report; waits for the GPU where there is one."""
         seconds: dict[str, float] = {}
-        for name, start, stop in self._spans:
-            seconds[name] = seconds.get(name, 0.0) + _elapsed(start, stop)
+        for one in self._spans:
+            seconds[one.stage] = seconds.get(one.stage, 0.0) + one.seconds() * one.weight
+        if "prune" in seconds:  # it happens between the layers
+            seconds["decode"] -= min(seconds["prune"], seconds["decode"])
+        timeline = [
+            Span(one.stage, one.group, _elapsed(self._start, one.start), _elapsed(self._start, one.stop))
+            for one in (self._spans if self.trace else ())
+        ]
         return PrefillReport(
-            self.prompts,
-            self.groups,
-            self.video_tokens,
-            self.entered_tokens,
-            self.finished_tokens,
-            tuple(self.stored_tokens),
-            self.cache_bytes,
-            self.group_frames,
-            self.flops,
-            seconds,
+            prompts=self.prompts,
+            groups=self.groups,
+            video_tokens=self.video_tokens,
+            entered_tokens=self.entered_tokens,
+            finished_tokens=self.finished_tokens,
+            stored_tokens=tuple(self.stored_tokens),
+            cache_bytes=self.cache_bytes,
+            reserved_bytes=self.reserved_bytes,
+            group_frames=self.group_frames,
+            flops=self.flops,
+            seconds=seconds,
+            kept_places=tuple(self._kept),
+            timeline=tuple(timeline),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 
@@ -29,12 +30,15 @@ class Rules:
     per_head: bool = False
     question: int = 0
     """Rows at the end of the prompt that ride along behind each group."""
+    compared_in: str = "video"
+    """Where tokens were dropped before the decoder: what they were compared in, the whole video or the group."""
 
 
-def budget(rules: Rules, tokens: int, layer: int, layers: int) -> int:
+def budget(rules: Rules, tokens: Fraction, layer: int, layers: int) -> int:
+    """`tokens`: those that the tower made for what entered the decoder."""
     if layer < rules.first_layer:
-        return tokens
-    count = math.floor(rules.keep * tokens + 0.5)
+        return math.ceil(tokens)
+    count = math.floor(Fraction(rules.keep) * tokens + Fraction(1, 2))
     if rules.decay == "linear":
         count = count - int(count * layer / layers)
     elif rules.decay is not None:
@@ -101,7 +105,8 @@ class Dense:
         merge = model.config.vision_config.spatial_merge_size
         grids = [(t, h // merge, w // merge) for t, h, w in inputs["video_grid_thw"].tolist()]
         groups = group_of_columns(ids, grids, self.rules.group_slices)
-        self.count = [groups.count(group) for group in range(max(groups) + 1)]
+        entered = set(range(len(ids))) if embeds is None else set(embeds)
+        self.count = self.shares(groups, entered, grids)
         if embeds is None:
             features = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
             columns = [column for column, group in enumerate(groups) if group >= 0]
@@ -127,6 +132,20 @@ class Dense:
             if row.alive and not row.copy:
                 output[row.column] = model.lm_head(text.norm(row.hidden))
         return output
+
+    def shares(self, groups, entered, grids):
+        """Tokens of the tower that each group's own stand for: its part of its unit's, by how many of them entered."""
+        number = range(max(groups) + 1)
+        made = [groups.count(group) for group in number]
+        left = [sum(groups[column] == group for column in entered) for group in number]
+        units = list(number)
+        if self.rules.compared_in == "video":
+            units = [video for video, grid in enumerate(grids) for _ in range(-(-grid[0] // self.rules.group_slices))]
+        members = [[other for other in number if units[other] == units[group]] for group in number]
+        return [
+            Fraction(sum(made[other] for other in own) * left[group], sum(left[other] for other in own))
+            for group, own in enumerate(members)
+        ]
 
     def run_layer(self, index, layer, num_layers):
         attention = layer.self_attn

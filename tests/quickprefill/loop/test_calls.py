@@ -102,11 +102,11 @@ def test_prompts_without_video_are_inert(model, parts, caplog):
 def test_what_cannot_be_pruned_takes_the_stock_path_with_one_warning(model, inputs, caplog, options, words):
     if options.get("cache_implementation") == "offloaded" and not torch.cuda.is_available():
         # Without a GPU the host cannot run an offloaded cache either; building one shows that it is recognised.
-        from quickprefill.loop.dispatch import _cache_reason
+        from quickprefill.loop.calls import cache_reason
 
         cache = DynamicCache()
         cache.offloading = True
-        assert "offloaded" in _cache_reason(cache, None)
+        assert "offloaded" in cache_reason(cache, None)
         return
     stock, ours, warnings = stock_and_patched(model, lambda: generate(model, inputs, **options), caplog)
     assert torch.equal(stock.sequences, ours.sequences)
@@ -126,12 +126,12 @@ def test_attentions_come_from_the_stock_path(inputs, caplog):
 def test_a_quantized_cache_is_recognised():
     from transformers.cache_utils import Cache
 
-    from quickprefill.loop.dispatch import _cache_reason
+    from quickprefill.loop.calls import cache_reason
 
     class QuantizedCache(Cache):
         pass
 
-    reason = _cache_reason(QuantizedCache(layers=[]), None)
+    reason = cache_reason(QuantizedCache(layers=[]), None)
     assert reason == "the cache is a QuantizedCache; only a DynamicCache can be pruned"
 
 
@@ -225,7 +225,7 @@ def test_image_placeholders_that_do_not_match(model):
         model(**broken(inputs, input_ids=ids), position_ids=positions)
 
 
-def test_progress_bar_counts_groups(model, inputs, capsys):
+def test_progress_bar_counts_frames(model, inputs, capsys):
     with quickprefill.patched(model, keep=0.5, group_frames=4, progress=True):
         generate(model, inputs)
-    assert "3/3" in capsys.readouterr().err
+    assert "10/10" in capsys.readouterr().err

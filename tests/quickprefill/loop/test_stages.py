@@ -10,8 +10,8 @@ from quickprefill import ConfigError, InputError, QuickPrefillConfig
 from quickprefill.policies import KeyNorm, PruneVid, QueryAttention, VidCom2
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
+from tests.quickprefill.loop.test_pruning import positions_of
 from tests.quickprefill.reference import Rules, dense_logits
-from tests.quickprefill.test_pruning import positions_of
 from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model
 
 PARTS = {
@@ -65,7 +65,7 @@ def test_compressed_video_equals_the_reference(model, name, parts, keep):
     inputs.pop("attention_mask")
     with torch.no_grad():
         embeds = compressed(model, inputs, policy, slices_at_once)
-    expected = dense_logits(model, inputs, positions_of(model, inputs), Rules(2, keep or 1.0), embeds)
+    expected = dense_logits(model, inputs, positions_of(model, inputs), Rules(2, keep or 1.0, compared_in="group" if slices_at_once else "video"), embeds)
     stages = policy if keep is None else (policy, KeyNorm())
     with quickprefill.patched(model, QuickPrefillConfig(keep=keep, policy=stages, group_frames=4)):
         with torch.no_grad():
@@ -222,7 +222,7 @@ def test_a_question_is_needed_where_a_policy_asks(model):
     inputs = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, :-1]
     for policy in ("query_attention", PruneVid(layer=1)):
-        with quickprefill.patched(model, policy=policy), pytest.raises(InputError, match="put the question behind it"):
+        with quickprefill.patched(model, policy=policy), pytest.raises(InputError, match="put the question behind the video"):
             model.generate(**inputs, max_new_tokens=1)
 
 

@@ -1,0 +1,179 @@
+"""Whose call it is: a patched model's forward() groups a prompt with video, and leaves all else to the stock model.
+
+Two methods take part. The head's notes what only it knows (which logits are wanted, whether there are labels) and then
+runs the stock head; the core's, inside it, prefills. So the head's logits, loss and output class, and whatever others
+wrapped around it (autocast, hooks), are the stock model's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from quickprefill.attention.running import Running, running
+from quickprefill.cache.layer import PrunedLayer
+from quickprefill.config import QuickPrefillConfig
+from quickprefill.hosts.base import Host
+from quickprefill.loop.prefill import MAX_LENGTH, prefill
+from quickprefill.report import Recorder
+
+__all__ = ["EVERYTHING", "Calls", "cache_reason", "left_to_stock"]
+
+logger = logging.getLogger("quickprefill")
+
+EVERYTHING = 0
+"""Stands for every model in left_to_stock()."""
+
+
+@dataclass
+class _Request:
+    """What the head's forward() was asked for."""
+
+    logits_to_keep: int | torch.Tensor = 0
+    labels: bool = False
+
+
+_request: ContextVar[_Request | None] = ContextVar("quickprefill_request", default=None)
+_left: ContextVar[frozenset[int]] = ContextVar("quickprefill_left_to_stock", default=frozenset())
+
+
+@contextlib.contextmanager
+def left_to_stock(*objects: Any) -> Iterator[None]:
+    """While the context lasts, in this thread, calls of these cores (or classes of cores, or EVERYTHING) are stock."""
+    ids = {one if one is EVERYTHING else id(one) for one in objects}
+    token = _left.set(_left.get() | ids)
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+class Calls:
+    """The methods that a patch puts in the place of a host's; warns once per reason for which a video is stock."""
+
+    def __init__(self, host: Host, config: QuickPrefillConfig) -> None:
+        self.host = host
+        self.config = config
+        self.last_prefill: Recorder | None = None
+        self._warned: set[str] = set()
+
+    def head_forward(self, stock: Callable[..., Any], head: Any, *args: Any, **kwargs: Any) -> Any:
+        """The stock head, which finds our core inside."""
+        call = _named(stock, args, kwargs)
+        request = _Request(call.get("logits_to_keep", 0), call.get("labels") is not None)
+        token = _request.set(request)
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            _request.reset(token)
+
+    def prepare_cache(self, stock: Callable[..., Any], head: Any, *args: Any, **kwargs: Any) -> Any:
+        """generate()'s own preparation of a cache, which also learns how long the sequence may become."""
+        prepared = stock(*args, **kwargs)
+        call = _named(stock, args, kwargs)
+        cache = call.get("model_kwargs", {}).get("past_key_values")
+        if isinstance(cache, DynamicCache):
+            setattr(cache, MAX_LENGTH, int(call.get("max_cache_length", 0)))
+        return prepared
+
+    def core_forward(self, stock: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
+        """Group prefill for a prompt with video; else the stock forward, which can read a pruned cache."""
+        request = _request.get() or _Request()
+        token = _request.set(None)  # what the core calls in turn asks for nothing
+        try:
+            call = _named(stock, args, kwargs)
+            if self._is_ours(core, call, request):
+                recorder = Recorder(trace=self.config.trace)
+                output = prefill(self.host, core, self.config, call, request.logits_to_keep, recorder)
+                self.last_prefill = recorder
+                return output
+            return self._stock(stock, core, call)
+        finally:
+            _request.reset(token)
+
+    def _is_ours(self, core: Any, call: dict[str, Any], request: _Request) -> bool:
+        if not self.host.has_video(call) or _is_left(core) or _is_inert(core, call, request):
+            return False
+        reason = _machinery_reason(core, call) or self.host.stock_reason(core, call)
+        if reason is not None and reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning("quickprefill leaves this video to the stock model, unpruned: %s", reason)
+        return reason is None
+
+    def _stock(self, stock: Callable[..., Any], core: Any, call: dict[str, Any]) -> Any:
+        layers = getattr(call.get("past_key_values"), "layers", ())
+        if not any(isinstance(layer, PrunedLayer) for layer in layers):
+            return stock(**call)
+        mask = call.get("attention_mask")
+        padding = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        with running(self.host.attention_config(core), Running(layers, padding)):
+            return stock(**call)
+
+
+def _is_left(core: Any) -> bool:
+    left = _left.get()
+    return bool(left) and not left.isdisjoint({EVERYTHING, id(core), *map(id, type(core).__mro__)})
+
+
+def _is_inert(core: Any, call: dict[str, Any], request: _Request) -> bool:
+    """Training, scoring and cache-less calls are the stock model's, without a word.
+
+    In train() mode only generate() is ours, as in the rollouts of reinforcement learning: a forward() there computes
+    probabilities of what was sampled, and those must be the model's own.
+    """
+    use_cache = call.get("use_cache")
+    if use_cache is None:
+        use_cache = core.config.get_text_config().use_cache
+    if torch.is_grad_enabled() or request.labels or not use_cache:
+        return True
+    if not core.training:
+        return False
+    # A layer that checkpoints while training drops the cache that it is given.
+    checkpoints = any(getattr(part, "gradient_checkpointing", False) for part in core.modules())
+    return checkpoints or not hasattr(call.get("past_key_values"), MAX_LENGTH)
+
+
+def _machinery_reason(core: Any, call: dict[str, Any]) -> str | None:
+    """Why the host's generation machinery asks for something that a pruned prefill cannot give."""
+    mask = call.get("attention_mask")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
+        return "attention_mask is not a 2-D padding mask (a static cache or a custom mask)"
+    for name in ("output_attentions", "output_hidden_states"):
+        configs = (core.config, core.config.get_text_config())
+        wanted = call.get(name)
+        if wanted if wanted is not None else any(getattr(config, name, False) for config in configs):
+            return f"{name}=True asks for what the pruned tokens would have given"
+    return cache_reason(call.get("past_key_values"), call.get("input_ids"))
+
+
+def cache_reason(cache: Any, ids: torch.Tensor | None) -> str | None:
+    """Why a caller's cache cannot be filled by groups."""
+    if cache is None:
+        return None
+    if not isinstance(cache, DynamicCache):
+        return f"the cache is a {type(cache).__name__}; only a DynamicCache can be pruned"
+    if cache.offloading:
+        return "the cache is offloaded; only a DynamicCache that stays on its device can be pruned"
+    if ids is None or ids.shape[0] == 1:
+        return None
+    if cache.get_seq_length() > 0:
+        return "the cache already holds tokens of a batch of several rows; a later turn's video needs batch size 1"
+    if any(getattr(layer, "is_sliding", False) for layer in cache.layers) and not bool((ids == ids[:1]).all()):
+        return "layers with a sliding window take different prompts one at a time, not as a batch"
+    return None
+
+
+def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, extra keyword arguments included."""
+    if not args:
+        return dict(kwargs)
+    bound = inspect.signature(method).bind(*args, **kwargs).arguments
+    return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}

@@ -1,0 +1,160 @@
+"""From a row's videos to groups of tokens that enter the decoder: encoded, compressed, and filled up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from quickprefill.budget.counts import compressed_count
+from quickprefill.budget.groups import GROUP_TOKENS, group_slices, tower_slices
+from quickprefill.config import QuickPrefillConfig
+from quickprefill.hosts.base import Row
+from quickprefill.policies import Compressor
+from quickprefill.prompt.spans import Group, VideoSpan
+from quickprefill.prompt.tokens import VideoTokens
+from quickprefill.report import Recorder
+
+__all__ = ["Encoder", "Entering"]
+
+
+@dataclass(frozen=True)
+class Entering:
+    """A group's video tokens as they enter the decoder."""
+
+    group: Group
+    tokens: VideoTokens
+    unit_tokens: int
+    """Tokens that the tower made for the unit, group or video, in which the compressor compared them."""
+    unit_entered: int
+    """How many of that unit's tokens enter the decoder."""
+
+
+class Encoder:
+    """Makes one row's groups, each when it is asked for."""
+
+    def __init__(
+        self,
+        row: Row,
+        config: QuickPrefillConfig,
+        frames_per_slice: int,
+        width: int,
+        question: torch.Tensor | None,
+        recorder: Recorder,
+    ) -> None:
+        """
+        Args:
+            config: with group_frames resolved, "auto" is none of its values here.
+            width: C; rows of embeddings may be wider.
+            question: (Q, C), for a compressor that asks for it.
+        """
+        self._row, self._config, self._frames_per_slice = row, config, frames_per_slice
+        self._width, self._question, self._recorder = width, question, recorder
+        self._index = 0
+
+    def groups(self, span: VideoSpan) -> Iterator[Entering]:
+        """The groups of one video."""
+        compressor = self._config.compressor
+        slices = span.grid.slices
+        if compressor is not None and compressor.scope == "video":
+            yield from self._whole_video(span, compressor)
+            return
+        step = group_slices(self._config, self._frames_per_slice, span.grid)
+        units = (self._unit(span, first, min(first + step, slices)) for first in range(0, slices, step))
+        refills = compressor is not None and not compressor.exact and self._config.group_frames is None
+        for unit in self._refilled(span, units) if refills else units:
+            yield self._counted(unit)
+
+    def _whole_video(self, span: VideoSpan, compressor: Compressor) -> Iterator[Entering]:
+        slices = span.grid.slices
+        tokens = self._compressed(span, 0, slices)
+        step = group_slices(self._config, self._frames_per_slice, span.grid, tokens.num_tokens)
+        stops = [*range(step, slices, step), slices]
+        entered = tokens.num_tokens
+        for first, part in zip([0, *stops], tokens.cut(*stops), strict=False):
+            group = span.group(self._index, first, first + part.grid.slices)
+            yield self._counted(Entering(group, part, span.grid.num_tokens, entered))
+
+    def _unit(self, span: VideoSpan, first: int, stop: int) -> Entering:
+        tokens = self._compressed(span, first, stop)
+        group = span.group(self._index, first, stop)
+        return Entering(group, tokens, group.num_video, tokens.num_tokens)
+
+    def _counted(self, entering: Entering) -> Entering:
+        recorder = self._recorder
+        recorder.groups += 1
+        recorder.video_tokens += entering.group.num_video
+        recorder.entered_tokens += entering.tokens.num_tokens
+        entering = replace(entering, group=replace(entering.group, index=self._index))
+        self._index += 1
+        return entering
+
+    def _compressed(self, span: VideoSpan, first: int, stop: int) -> VideoTokens:
+        """Temporal slices [first, stop) of a video, some of them at a time through the tower, then compressed."""
+        video, compressor = self._row.videos[span.index], self._config.compressor
+        step = tower_slices(self._config, self._frames_per_slice, span.grid)
+        with self._recorder.span("encode", self._index):
+            parts = [video.encode(at, min(at + step, stop)) for at in range(first, stop, step)]
+            embeds = torch.cat(parts) if len(parts) > 1 else parts[0]
+        del parts
+        group = span.group(self._index, first, stop)
+        tokens = VideoTokens(
+            embeds=embeds,
+            positions=_columns(self._row.positions, group),
+            source=torch.arange(len(embeds), device=embeds.device),
+            grid=group.grid,
+            width=self._width if embeds.shape[1] > self._width else None,
+        )
+        if compressor is None:
+            return tokens
+        groups = -(-(stop - first) // group_slices(self._config, self._frames_per_slice, span.grid))
+        count = compressed_count(self._config, tokens.num_tokens, groups)
+        with self._recorder.span("compress", self._index):
+            compressed = compressor.compress(replace(tokens, num_kept=count, question=self._question))
+        self._recorder.kept_places("compress", group, None, compressed.source)
+        return compressed
+
+    def _refilled(self, span: VideoSpan, units: Iterable[Entering]) -> Iterator[Entering]:
+        """Units side by side, as many as make GROUP_TOKENS: few tokens left by a compressor make no small groups."""
+        held: list[Entering] = []
+        for unit in units:
+            if held and sum(one.unit_entered for one in held) + unit.unit_entered > GROUP_TOKENS:
+                yield _joined(self._index, span, held)
+                held = []
+            held.append(unit)
+        if held:
+            yield _joined(self._index, span, held)
+
+
+def _columns(positions: torch.Tensor, group: Group) -> torch.Tensor:
+    """Positions (P, n) of a group's video tokens."""
+    if group.consecutive:
+        return positions[:, group.video_start : group.stop]
+    return positions[:, group.columns().to(positions.device)]
+
+
+def _joined(index: int, span: VideoSpan, units: list[Entering]) -> Entering:
+    """Consecutive units of one video as one."""
+    if len(units) == 1:
+        return units[0]
+    first = units[0].group.first_slice
+    parts = [unit.tokens for unit in units]
+    offsets = [(unit.group.first_slice - first) * span.grid.slice_tokens for unit in units]
+    pools = None
+    if parts[0].pools is not None:  # a pool of one unit is none of another
+        pools = torch.cat([part.pools + (at << 32) for at, part in enumerate(parts)])  # type: ignore[operator]
+    tokens = VideoTokens(
+        embeds=torch.cat([part.embeds for part in parts]),
+        positions=torch.cat([part.positions.to(parts[0].positions.device) for part in parts], dim=1),
+        source=torch.cat([part.source + offset for part, offset in zip(parts, offsets, strict=True)]),
+        grid=replace(span.grid, slices=units[-1].group.stop_slice - first),
+        pools=pools,
+        width=parts[0].width,
+    )
+    return Entering(
+        group=span.group(index, first, units[-1].group.stop_slice),
+        tokens=tokens,
+        unit_tokens=sum(unit.unit_tokens for unit in units),
+        unit_entered=sum(unit.unit_entered for unit in units),
+    )
