@@ -8,7 +8,7 @@ Importing changes nothing. Shapes, throughout the package: B batch, S sequence c
 tokens of a group, H query heads, K key-value heads, D head dimension, C hidden size, W wanted columns.
 """
 
-from quickprefill.apply import apply, patched, remove, report
+from quickprefill.apply import apply, disabled, patched, remove, report
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import (
     CacheError,
@@ -37,6 +37,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "apply",
+    "disabled",
     "estimate",
     "patched",
     "remove",

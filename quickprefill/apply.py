@@ -1,49 +1,39 @@
-"""apply(), remove() and patched(): swap the host's methods, show it in print(model), and undo it without a trace."""
+"""apply(), remove(), patched() and disabled(): swap the host's methods, show it in print(model), undo it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import types
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, TypeVar
 
-import torch
 import transformers
 
+from quickprefill import late
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.errors import InputError, UnsupportedModelError
-from quickprefill.hosts import FAMILIES, Family
-from quickprefill.loop.dispatch import Dispatcher
+from quickprefill.errors import ConfigError, InputError, QuickPrefillError
+from quickprefill.hosts import Host
+from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
+from quickprefill.patch import ATTRIBUTE, install, live, uninstall
 from quickprefill.report import PrefillReport
+from quickprefill.targets import absent_hosts, core_of, find_targets
 
-__all__ = ["apply", "patched", "remove", "report"]
+__all__ = ["apply", "configured", "disabled", "patched", "remove", "report"]
 
 logger = logging.getLogger("quickprefill")
 
-_ATTRIBUTE = "_quickprefill"
-_Target = TypeVar("_Target")
-_Handler = Callable[..., Any]
+_Model = TypeVar("_Model")
 
 
-@dataclasses.dataclass
-class _Patch:
-    config: QuickPrefillConfig
-    dispatcher: Dispatcher
-    handlers: dict[str, _Handler]
-    """Method name -> handler(stock method, model, *args, **kwargs)."""
-    saved: dict[str, Any]
-    """What the target's own namespace held under those names; a name that it did not hold is absent here too."""
-
-
-def apply(model: _Target = None, config: QuickPrefillConfig | None = None, **overrides: Any) -> _Target:  # type: ignore[assignment]
+def apply(model: _Model = None, config: QuickPrefillConfig | None = None, **overrides: Any) -> _Model:  # type: ignore[assignment]
     """Patch a model so that its videos are prefilled group by group into a pruned cache.
 
     Args:
         model: a model (only this instance is patched; wrappers such as PEFT's are looked through), one of the host
-            classes (every model of that class, also those built later, is patched), or None for all host classes.
+            classes (every model of that class, also those built later, is patched), or None for all host classes, also
+            those that are imported later.
         config: default QuickPrefillConfig().
         **overrides: fields of the config that differ: `apply(model, keep=0.25)`.
 
@@ -55,38 +45,57 @@ def apply(model: _Target = None, config: QuickPrefillConfig | None = None, **ove
         UnsupportedModelError: no family covers the model, or it lacks a seam. Nothing is changed then.
     """
     config = _configure(config, overrides)
-    targets = _targets(model)
-    for target, family in targets:
-        family.check_seams(target)
+    targets = find_targets(model)
+    for target, host in targets:
+        host.check(target)
         if not isinstance(target, type):
-            config.check_layers(family.num_layers(target))
-    for target, family in targets:
-        _undo(target)
-        _patch(target, family, config)
-        logger.info("patched %s %s: %s", *_names(target), config)
-        _warn_if_untested(family)
+            config.check_layers(len(host.new_layers(host.core(target))))
+    for target, host in targets:
+        _patch(target, host, config)
+    for host in absent_hosts() if model is None else ():
+        late.when_imported(host.module_name, _Late(host, config))
     return model
 
 
-def remove(model: _Target = None) -> _Target:  # type: ignore[assignment]
-    """Undo apply(model), for the same kind of argument. Leaves no trace; does nothing where nothing was applied."""
-    for target, _ in _targets(model):
-        _undo(target)
+def remove(model: _Model = None) -> _Model:  # type: ignore[assignment]
+    """Undo apply(model), for the same kind of argument. Leaves no trace; does nothing where nothing was applied.
+
+    Where somebody wrapped the patched forward() meanwhile, their wrapper stays and leads to the stock model.
+    """
+    for target, host in find_targets(model):
+        uninstall(target)
+        uninstall(core_of(target, host))
+    for name in list(late.waiting) if model is None else ():
+        late.cancel(name)
     return model
 
 
 @contextlib.contextmanager
 def patched(model: Any = None, config: QuickPrefillConfig | None = None, **overrides: Any) -> Iterator[Any]:
     """apply() for the duration of a with block; afterwards the model is as it was, patched before or not."""
-    before = [(target, vars(target).get(_ATTRIBUTE)) for target, _ in _targets(model)]
+    records = [(target, live(target)) for target, _ in find_targets(model)]
+    before = [(target, record.calls.config) for target, record in records if record is not None]
+    waited = dict(late.waiting)
     apply(model, config, **overrides)
     try:
         yield model
     finally:
         remove(model)
-        for target, patch in before:
-            if patch is not None:
-                apply(target, patch.config)
+        for target, config_before in before:
+            apply(target, config_before)
+        for name, action in waited.items() if model is None else ():
+            late.when_imported(name, action)
+
+
+@contextlib.contextmanager
+def disabled(model: Any = None) -> Iterator[Any]:
+    """Leave a with block to the stock model, patched or not: scoring, reference probabilities, a comparison.
+
+    Holds for the calls of this thread. The patch stays where it is.
+    """
+    cores = [EVERYTHING] if model is None else [core_of(target, host) for target, host in find_targets(model)]
+    with left_to_stock(*cores):
+        yield model
 
 
 def report(model: Any = None) -> PrefillReport:
@@ -95,133 +104,95 @@ def report(model: Any = None) -> PrefillReport:
     Raises:
         InputError: the model is not patched, or has prefilled no video yet.
     """
-    for target, _ in _targets(model):
-        if getattr(target, _ATTRIBUTE, None) is None:
+    for target, _ in find_targets(model):
+        calls = _calls(target)
+        if calls is None:
             raise InputError("the model is not patched; call quickprefill.apply(model) before generate()")
-        last = last_report(target)
-        if last is not None:
-            return last
+        if calls.last_prefill is not None:
+            return calls.last_prefill.report()
     raise InputError("no prefill yet: generate() has not met a video since apply()")
-
-
-def last_report(target: Any) -> PrefillReport | None:
-    """What a patched model's last prefill did; None before the first."""
-    patch: _Patch | None = getattr(target, _ATTRIBUTE, None)
-    recorder = None if patch is None else patch.dispatcher.last_prefill
-    return None if recorder is None else recorder.report()
 
 
 def configured(
     model: Any, config: QuickPrefillConfig | None, overrides: dict[str, Any]
-) -> tuple[Any, Family, QuickPrefillConfig]:
-    """The host model, its family, and the config that apply() would use, or that the model is patched with."""
-    ((target, family),) = _targets(model)
-    patch: _Patch | None = getattr(target, _ATTRIBUTE, None)
-    if config is None and patch is not None:
-        config = patch.config
+) -> tuple[Any, Host, QuickPrefillConfig, PrefillReport | None]:
+    """A model's core and host, the config that it is patched with or that apply() would use, and its last report."""
+    ((target, host),) = find_targets(model)
+    calls = _calls(target)
+    if config is None and calls is not None:
+        config = calls.config
     config = _configure(config, overrides)
-    config.check_layers(family.num_layers(target))
-    return target, family, config
+    core = host.core(target)
+    config.check_layers(len(host.new_layers(core)))
+    last = None if calls is None or calls.last_prefill is None else calls.last_prefill.report()
+    return core, host, config, last
 
 
 def _configure(config: QuickPrefillConfig | None, overrides: dict[str, Any]) -> QuickPrefillConfig:
-    if config is None:
-        return QuickPrefillConfig.from_dict(overrides)
-    return QuickPrefillConfig.from_dict({**vars(config), **overrides})
+    if config is not None and not isinstance(config, QuickPrefillConfig):
+        hint = f"; write keep={config!r}" if isinstance(config, int | float) else ""
+        raise ConfigError(f"config must be a QuickPrefillConfig or None, got {config!r}{hint}")
+    return QuickPrefillConfig.from_dict({**({} if config is None else vars(config)), **overrides})
 
 
-def _targets(model: Any) -> list[tuple[Any, Family]]:
-    """What to patch: (host model or class, its family) pairs."""
-    if model is None:
-        return [(family.host_class(), family) for family in FAMILIES.values()]
-    for family in FAMILIES.values():
-        if isinstance(model, type) and issubclass(model, family.host_class()):
-            return [(model, family)]
-    for module in model.modules() if isinstance(model, torch.nn.Module) else ():
-        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))  # type: ignore[arg-type, assignment]
-        if family is not None and isinstance(module, family.host_class()):
-            return [(module, family)]
-    kind = model.__name__ if isinstance(model, type) else type(model).__name__
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    hosts = [family.host_class().__name__ for family in FAMILIES.values()]
-    raise UnsupportedModelError(
-        f"cannot patch {kind} (model_type {model_type!r}); pass one of {hosts} (model_type {sorted(FAMILIES)}), "
-        "its class, or None for all of them"
-    )
+def _calls(target: Any) -> Calls | None:
+    """The patch that a model or class obeys: its own, or that of a class."""
+    spaces = [target, *(target.__mro__ if isinstance(target, type) else type(target).__mro__)]
+    records = (live(space) for space in spaces if ATTRIBUTE in vars(space))
+    record = next((record for record in records if record is not None), None)
+    return None if record is None else record.calls
 
 
-def _patch(target: Any, family: Family, config: QuickPrefillConfig) -> None:
-    dispatcher = Dispatcher(family, config)
-    handlers = {**family.overrides(), "forward": dispatcher.forward, "extra_repr": _extra_repr}
-    saved = {name: vars(target)[name] for name in handlers if name in vars(target)}
-    wrap = _class_method if isinstance(target, type) else _instance_method
-    patch = _Patch(config, dispatcher, handlers, saved)
-    swapped = {name: wrap(target, name, patch) for name in handlers}
-    for name, method in swapped.items():
-        setattr(target, name, method)
-    setattr(target, _ATTRIBUTE, patch)
+def _patch(target: Any, host: Host, config: QuickPrefillConfig) -> None:
+    calls = Calls(host, config)
+    head_class = target if isinstance(target, type) else type(target)
+    head = {"forward": calls.head_forward, "extra_repr": _extra_repr, **host.overrides(head_class)}
+    if hasattr(head_class, "_prepare_cache_for_generation"):
+        head["_prepare_cache_for_generation"] = calls.prepare_cache
+    install(target, calls, head)
+    install(core_of(target, host), calls, {"forward": calls.core_forward})
+    kind, name = ("class", target.__name__) if isinstance(target, type) else ("model", type(target).__name__)
+    logger.info("patched %s %s: %s", kind, name, config)
+    _warn_if_untested(host)
 
 
-def _undo(target: Any) -> None:
-    patch = vars(target).get(_ATTRIBUTE)
-    if patch is None:
-        return
-    for name in patch.handlers:
-        if name in patch.saved:
-            setattr(target, name, patch.saved[name])
-        else:
-            delattr(target, name)
-    delattr(target, _ATTRIBUTE)
+class _Late:
+    """Patches a host's class once its module is imported."""
 
+    def __init__(self, host: Host, config: QuickPrefillConfig) -> None:
+        self._host, self._config = host, config
 
-def _instance_method(model: Any, name: str, patch: _Patch) -> Any:
-    """A method in the instance's own namespace. It finds its patch there, so that a deep copy finds the copy's."""
-
-    @functools.wraps(getattr(type(model), name))
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own: _Patch = vars(self)[_ATTRIBUTE]
-        stock = own.saved[name] if name in own.saved else getattr(type(self), name).__get__(self)
-        return own.handlers[name](stock, self, *args, **kwargs)
-
-    return types.MethodType(method, model)
-
-
-def _class_method(host: type, name: str, patch: _Patch) -> Any:
-    stock = getattr(host, name)
-
-    @functools.wraps(stock)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = stock.__get__(self)
-        if _ATTRIBUTE in vars(self):  # the instance has a patch of its own, which got here for the stock method
-            return bound(*args, **kwargs)
-        return patch.handlers[name](bound, self, *args, **kwargs)
-
-    return method
+    def __call__(self, module: ModuleType) -> None:
+        target = getattr(module, self._host.head_name)
+        try:
+            self._host.check(target)
+        except QuickPrefillError as error:  # somebody else's import must not fail for it
+            logger.warning("quickprefill leaves %s as it is: %s", self._host.head_name, error)
+            return
+        _patch(target, self._host, self._config)
 
 
 def _extra_repr(stock: Callable[[], str], model: Any) -> str:
-    patch: _Patch = getattr(model, _ATTRIBUTE)
-    config = patch.config
-    ours = (
-        f"(quickprefill): keep={config.keep}, keep_tokens={config.keep_tokens}, "
-        f"group_frames={config.group_frames}, policy={_policy_repr(config)}"
-    )
-    return "\n".join(filter(None, (stock(), ours)))
+    calls = _calls(model)
+    if calls is None:
+        return stock()
+    fields = [f"{field.name}={_shown(calls.config, field.name)}" for field in dataclasses.fields(calls.config)]
+    return "\n".join(filter(None, (stock(), f"(quickprefill): {', '.join(fields)}")))
 
 
-def _warn_if_untested(family: Family) -> None:
-    oldest, newest = (tuple(map(int, version.split("."))) for version in family.tested)
+def _shown(config: QuickPrefillConfig, name: str) -> str:
+    if name == "policy":
+        return " + ".join(map(repr, config.policies))
+    if name == "keep" and config.keep is None:
+        return f"{config.keep_share} (default)"
+    return repr(getattr(config, name))
+
+
+def _warn_if_untested(host: Host) -> None:
+    oldest, newest = (tuple(map(int, version.split("."))) for version in host.tested)
     if not oldest <= tuple(map(int, transformers.__version__.split(".")[:2])) <= newest:
         logger.warning(
             "transformers %s is outside the tested range %s; compare keep=1.0 with the stock model first",
             transformers.__version__,
-            " to ".join(family.tested),
+            " to ".join(host.tested),
         )
-
-
-def _policy_repr(config: QuickPrefillConfig) -> str:
-    return " + ".join(map(repr, config.policies))
-
-
-def _names(target: Any) -> tuple[str, str]:
-    return ("class", target.__name__) if isinstance(target, type) else ("model", type(target).__name__)

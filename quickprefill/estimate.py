@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quickprefill.apply import configured, last_report
-from quickprefill.budget.plan import plan_prompt
+import torch
+
+from quickprefill.apply import configured
+from quickprefill.budget.fit import fitted
+from quickprefill.budget.plan import Plan, plan_row
+from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
-from quickprefill.loop.prefill import group_slices
-from quickprefill.prompt.spans import split_prompt
+from quickprefill.hosts.base import Host
+from quickprefill.prompt.spans import Grid, find_videos
 
 __all__ = ["Estimate", "estimate"]
 
@@ -21,12 +25,16 @@ class Estimate:
 
     video_tokens: int
     group_frames: int
-    """Frames in a group: the config's, or what "auto" would choose now."""
+    """Frames in the largest group: the config's, or what it would choose now."""
     groups: int
     cache_bytes: int
     """Keys and values stored once the prefill is done."""
+    reserved_bytes: int
+    """Their storage at its fullest: room for a group before it is pruned included."""
     activation_bytes: int
-    """Most that is alive besides weights, inputs and cache, while a group passes."""
+    """Most that is alive besides weights, inputs and storage, on the fullest device."""
+    peak_bytes: dict[str, int]
+    """Storage and activations together, by device."""
     flops: float
     """Multiplications and additions in matrix products."""
     seconds: float | None
@@ -41,7 +49,9 @@ class Estimate:
         )
 
 
-def estimate(model: Any, inputs: Mapping[str, Any], config: Any = None, **overrides: Any) -> Estimate:
+def estimate(
+    model: Any, inputs: Mapping[str, Any], config: QuickPrefillConfig | None = None, **overrides: Any
+) -> Estimate:
     """Bytes and work of prefilling `inputs`, from sizes alone: nothing is run and no pixel is touched.
 
     Args:
@@ -50,43 +60,65 @@ def estimate(model: Any, inputs: Mapping[str, Any], config: Any = None, **overri
         config: default the config that the model is patched with, else QuickPrefillConfig().
         **overrides: fields of the config that differ.
 
-    What a policy drops by looking at the content (PruneVid) is not foreseen: figures are then upper bounds. Eager
-    attention's maps are not counted. Seconds scale with `flops` from the model's last prefill.
+    What a policy drops by looking at the content (PruneVid) is not foreseen: figures are then upper bounds. Seconds
+    scale with `flops` from the model's last prefill.
 
     Raises:
         ConfigError, UnsupportedModelError: as apply() does.
         InputError: prompt and grids do not fit together, or there is no video.
         MemoryBudgetError: group_frames="auto", and not even two frames fit.
     """
-    target, family, config = configured(model, config, overrides)
-    grids = family.grids(target, inputs)
+    core, host, config, before = configured(model, config, overrides)
+    grids = host.grids(core, inputs)
     if not grids:
         raise InputError("the inputs hold no video; pass what the processor returned for a prompt with one")
-    geometry, token = family.geometry(target), family.video_token_id(target)
-    ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    plans, num_groups, most_slices = [], 0, 0
-    left = list(grids)
-    for number, row in enumerate(ids.tolist()):
-        tokens = row if mask is None else [one for one, seen in zip(row, mask[number].tolist(), strict=True) if seen]
-        own, missing = [], tokens.count(token)
+    plans = [_plan(host, core, config, ids, own) for ids, own in _prompts(host, core, inputs, grids)]
+    devices = {device for plan in plans for device in plan.peak_bytes}
+    reserved = {device: sum(plan.reserved_bytes.get(device, 0) for plan in plans) for device in devices}
+    activation = {device: max(plan.activation_bytes.get(device, 0) for plan in plans) for device in devices}
+    flops = sum(plan.flops for plan in plans)
+    return Estimate(
+        video_tokens=sum(grid.num_tokens for grid in grids),
+        group_frames=max(plan.most_group_slices for plan in plans) * host.frames_per_slice(core),
+        groups=sum(plan.groups for plan in plans),
+        cache_bytes=sum(plan.cache_bytes for plan in plans),
+        reserved_bytes=sum(reserved.values()),
+        activation_bytes=max(activation.values()),
+        peak_bytes={str(device): reserved[device] + activation[device] for device in devices},
+        flops=flops,
+        seconds=None if before is None else flops / before.flops * sum(before.seconds.values()),
+    )
+
+
+def _prompts(
+    host: Host, core: Any, inputs: Mapping[str, Any], grids: list[Grid]
+) -> list[tuple[torch.Tensor, list[Grid]]]:
+    """Each row's ids without padding, and the grids of its videos."""
+    ids, mask, left = inputs["input_ids"].cpu(), inputs.get("attention_mask"), list(grids)
+    prompts = []
+    for number in range(ids.shape[0]):
+        row = ids[number] if mask is None else ids[number, mask[number].bool().cpu()]
+        row = host.named(core, row)
+        own: list[Grid] = []
+        missing = int((row == host.video_token_id(core)).sum())
         while left and missing > 0:
             own.append(left.pop(0))
             missing -= own[-1].num_tokens
-        slices = group_slices(target, family, config, own, len(tokens))
-        groups, tail = split_prompt(tokens, token, own, slices)
-        most_slices = max(most_slices, slices)
-        num_groups += len(groups)
-        finishing = [groups[-1].index] if groups and tail == len(tokens) else []
-        plans.append(plan_prompt(geometry, config, groups, own, len(tokens) - tail, finishing))
-    flops = sum(plan.flops for plan in plans)
-    before = last_report(target)
-    return Estimate(
-        video_tokens=sum(grid.num_tokens for grid in grids),
-        group_frames=most_slices * family.frames_per_slice(target),
-        groups=num_groups,
-        cache_bytes=sum(plan.cache_bytes for plan in plans),
-        activation_bytes=max(plan.activation_bytes for plan in plans),
-        flops=flops,
-        seconds=None if before is None else flops / before.flops * sum(before.seconds.values()),
+        prompts.append((row, own))
+    return prompts
+
+
+def _plan(host: Host, core: Any, config: QuickPrefillConfig, ids: torch.Tensor, grids: list[Grid]) -> Plan:
+    spans, geometry = find_videos(ids, host.video_token_id(core), grids), host.geometry(core)
+    frames_per_slice, tail = host.frames_per_slice(core), spans[-1].stop if spans else 0
+    config = fitted(geometry, config, spans, len(ids), frames_per_slice)
+    rides = any(policy is not None and policy.uses_question for policy in (config.scorer, config.selector))
+    return plan_row(
+        geometry,
+        config,
+        spans,
+        len(ids),
+        frames_per_slice,
+        question=len(ids) - tail if rides else 0,
+        wants=lambda group: group.stop == len(ids),
     )

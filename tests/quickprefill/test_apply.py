@@ -258,7 +258,7 @@ def test_weights_that_accelerate_brings_for_each_call(model, config):
             "'llama'",
         ),
         (lambda: nn.Linear, "cannot patch Linear"),
-        (lambda: "Qwen/Qwen2.5-VL-7B-Instruct", "cannot patch str"),
+        (lambda: "Qwen/Qwen2.5-VL-7B-Instruct", "cannot patch the name"),
     ],
 )
 def test_unknown_models_name_the_supported_ones(build, words):
@@ -268,12 +268,17 @@ def test_unknown_models_name_the_supported_ones(build, words):
         quickprefill.apply(build())
 
 
-def test_sliding_window_layers_are_refused(model):
-    sliding = tiny_model(use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    before = snapshot(sliding)
-    with pytest.raises(UnsupportedModelError, match="use_sliding_window=False"):
-        quickprefill.apply(sliding)
-    assert_unchanged(before, snapshot(sliding))
+def test_layers_of_an_unknown_kind_are_refused(model, monkeypatch):
+    from transformers import cache_utils
+
+    class Strange(cache_utils.DynamicLayer):
+        pass
+
+    monkeypatch.setitem(cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, "full_attention", Strange)
+    before = snapshot(model)
+    with pytest.raises(UnsupportedModelError, match=r"cache has Strange; layers that a prefill can pass are Dynamic"):
+        quickprefill.apply(model)
+    assert_unchanged(before, snapshot(model))
 
 
 def test_an_absent_seam_is_named_before_anything_changes(model, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 import quickprefill
 from quickprefill import InputError, MemoryBudgetError
-from quickprefill.budget import plan
+from quickprefill.budget import fit
 from quickprefill.policies import KeyNorm, VidCom2
 from tests.live_memory import PeakLiveBytes
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
@@ -97,7 +97,7 @@ def test_auto_takes_what_fits(model, inputs, monkeypatch):
     two_frames = quickprefill.estimate(model, inputs, keep=0.5, group_frames=2)
     frames = []
     for free in (0.5e6, 0.6e6, 0.8e6, 2e6):
-        monkeypatch.setattr(plan, "free_bytes", lambda device, free=free: int(free))
+        monkeypatch.setattr(fit, "free_bytes", lambda device, free=free: int(free))
         frames.append(quickprefill.estimate(model, inputs, keep=0.5, group_frames="auto").group_frames)
     assert frames == sorted(frames) and 2 <= frames[0] < frames[-1] == 26
     assert two_frames.activation_bytes < guess.activation_bytes
@@ -108,13 +108,13 @@ def test_auto_takes_what_fits(model, inputs, monkeypatch):
 
 
 def test_auto_stops_where_more_does_not_help(model, monkeypatch):
-    monkeypatch.setitem(plan.ENOUGH_TOKENS, "cpu", 24)
+    monkeypatch.setitem(fit.ENOUGH_TOKENS, "cpu", 24)
     inputs = make_inputs(prompt(3, Clip((13, 4, 8)), 5))  # 8 tokens in a slice
     assert quickprefill.estimate(model, inputs, group_frames="auto").group_frames == 6
 
 
 def test_what_cannot_fit_is_refused_before_it_runs(model, inputs, monkeypatch):
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 1 << 16)
+    monkeypatch.setattr(fit, "free_bytes", lambda device: 1 << 16)
     with (
         quickprefill.patched(model, group_frames="auto"),
         pytest.raises(MemoryBudgetError, match=r"GiB of cache and .* two frames of 8 tokens .* smaller keep"),
@@ -123,7 +123,7 @@ def test_what_cannot_fit_is_refused_before_it_runs(model, inputs, monkeypatch):
 
 
 def test_free_memory_of_this_machine_is_known():
-    assert plan.free_bytes(torch.device("cpu")) > 1 << 20
+    assert fit.free_bytes(torch.device("cpu")) > 1 << 20
 
 
 def test_an_estimate_needs_a_video_that_fits_the_prompt(model, inputs):
