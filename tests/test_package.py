@@ -126,21 +126,35 @@ assert readers == reader.VIDEO_READER_BACKENDS
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=120)
 
 
+def tree_entries(block):
+    """Folder -> what its entry says, its nested lines included; "" -> the entries of files outside any folder."""
+    said, folder = {"": ""}, ""
+    for line in block.splitlines()[1:]:
+        if entry := re.match(r" {4}(\w+)(/|\.py)(?!\S)", line):
+            folder = entry[1] if entry[2] == "/" else ""
+        said[folder] = said.get(folder, "") + line + "\n"
+    return said
+
+
 def test_readme_tree_is_true():
-    """Every file of the packages stands in README's tree, and nothing else."""
+    """Every file of the packages stands in README's tree, under its own folder, and nothing else."""
     tree = README.split("## The tree")[1].split("```")[1]
     for package in PACKAGES:
+        root = ROOT / package.__name__
         start = tree.index(f"\n{package.__name__}/")
         block = re.split(r"\n(?=\S)", tree[start + 1 :])[0]
-        named = set(re.findall(r"\b\w+\.py\b", block))
+        said = tree_entries(block)
+        assert set(said) - {""} == {path.name for path in root.iterdir() if (path / "__init__.py").exists()}
         folders = set(re.findall(r"\b(\w+)/", block)) - {package.__name__}
-        files = {path.name for path in (ROOT / package.__name__).rglob("*.py")}
-        files -= {f"{policy}.py" for policy in quickprefill.POLICIES}  # a table of their own names these
-        assert files <= named, f"missing in the tree: {files - named}"
-        everything = {path.name for path in (ROOT / package.__name__).rglob("*.py")}
-        assert named <= everything, f"in the tree only: {named - everything}"
-        rooms = {path.parent.name for path in (ROOT / package.__name__).rglob("__init__.py")}
-        assert folders == rooms - {package.__name__}
+        assert folders == {path.parent.name for path in root.rglob("*/__init__.py")}
+        for folder, text in said.items():
+            named = re.findall(r"\b\w+\.py\b", text)
+            files = {path.name for path in ((root / folder).rglob("*.py") if folder else root.glob("*.py"))}
+            policies = {f"{policy}.py" for policy in quickprefill.POLICIES}  # a table of their own names these
+            optional = {"__init__.py", *policies} if folder else set()
+            assert files - optional <= set(named), f"missing in the tree: {folder} {files - optional - set(named)}"
+            assert set(named) <= files, f"in the tree only: {folder} {set(named) - files}"
+            assert len(named) == len(set(named)), f"named twice: {folder} {named}"
 
 
 def test_readme_names_every_policy_and_field():
