@@ -5,7 +5,8 @@
     stream_video(source, ...)     the same frames, a few at a time, in order
     register() / unregister()     serve other libraries with the above, and stop doing so
 
-The modules follow the data: source -> index -> probe -> sample -> plan -> fill -> decode -> picture.
+The folders follow the data, and import only from what comes before them: source -> threads -> index -> plan -> decode,
+then opening.py, read.py and stream.py, which go through all of these, then lazy -> hosts.
 Importing this package changes nothing outside it.
 """
 
@@ -19,9 +20,9 @@ from .errors import (
     SourceError,
 )
 from .hosts import register, unregister
-from .limits import Limits
-from .probe import VideoInfo
+from .index.probe import VideoInfo
 from .read import DecodedVideo, probe, read_video, read_videos
+from .source.limits import Limits
 from .stream import FrameBlock, VideoStream, stream_video
 
 __all__ = [

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .cores import usable_cores
-from .decode import Mismatch
+from .decode.block import Mismatch
+from .decode.picture import INTERPOLATIONS
 from .errors import DecodeError, ReadTimeoutError, RequestError
-from .index import Way
-from .limits import DEFAULT_LIMITS, Limits
-from .picture import INTERPOLATIONS
-from .pool import Deadline, call
-from .probe import Media, inspect
-from .sample import is_number, whole_number
-from .source import Source, VideoSource, describe, resolve
+from .index.packets import Way
+from .index.probe import Media, inspect
+from .plan.sample import is_number, whole_number
+from .source.limits import DEFAULT_LIMITS, Limits
+from .source.source import Source, VideoSource, describe, resolve
+from .threads.cores import usable_cores
+from .threads.pool import Deadline, call
 
 ON_ERROR = ("raise", "nearest")
 

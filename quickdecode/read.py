@@ -10,15 +10,15 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .decode import Mismatch
-from .fill import Order, Whole, fill
-from .index import Way
-from .limits import DEFAULT_LIMITS, Limits
+from .decode.block import Mismatch
+from .decode.fill import Order, Whole, fill
+from .index.packets import Way
+from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
-from .pool import Crew
-from .probe import Media, VideoInfo
-from .sample import Request, frame_indices
-from .source import VideoSource
+from .plan.sample import Request, frame_indices
+from .source.limits import DEFAULT_LIMITS, Limits
+from .source.source import VideoSource
+from .threads.pool import Crew
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +88,7 @@ def read_video(
         size: (height, width) to resize to, after rotation; None keeps the file's size. Frames of the file's
             size are bit-equal to PyAV's `to_ndarray(format="rgb24")`; others are resized by swscale.
         interpolation: how to resize: "bicubic", "area", "bilinear" or "lanczos".
-        workers: threads to decode on; None means the cores that this process may use (see cores.py).
+        workers: threads to decode on; None means the cores that this process may use (see threads/cores.py).
         on_error: "raise", or "nearest" to show the nearest frame that decodes instead of one that does not.
         timeout_seconds: give up after this long, download included; None means never.
         limits: how large a video may be before it is refused.

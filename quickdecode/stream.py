@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from .decode import Mismatch
+from .decode.block import Mismatch
+from .decode.fill import Order, fill
+from .decode.ring import Ring
 from .errors import DecodeError, RequestError
-from .fill import Order, fill
-from .index import Way
-from .limits import DEFAULT_LIMITS, Limits
+from .index.packets import Way
+from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
-from .pool import Crew
-from .probe import Media, VideoInfo
+from .plan.sample import Request, frame_indices, whole_number
 from .read import Choice
-from .ring import Ring
-from .sample import Request, frame_indices, whole_number
-from .source import VideoSource
+from .source.limits import DEFAULT_LIMITS, Limits
+from .source.source import VideoSource
+from .threads.pool import Crew
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,8 +16,10 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 import quickdecode
 import quickprefill
-from quickdecode import frames, lazy, ring, stream
-from quickdecode.lazy import LazyTensor
+from quickdecode import stream
+from quickdecode.decode import ring
+from quickdecode.lazy import frames
+from quickdecode.lazy.tensor import LazyTensor
 from tests.live_memory import PeakLiveBytes
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-qwen2.5-vl"
@@ -48,7 +50,7 @@ def nothing_is_left(monkeypatch):
     """A buffer of 8 frames, so that decoding has to wait; afterwards no thread or file handle is left."""
     monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
     monkeypatch.setattr(frames, "BLOCK_FRAMES", 4)
-    monkeypatch.setattr(lazy, "PART_BYTES", 20_000)
+    monkeypatch.setattr("quickdecode.lazy.tensor.PART_BYTES", 20_000)
     monkeypatch.setenv("QUICKDECODE_WORKERS", "2")
     yield
     quickdecode.unregister()

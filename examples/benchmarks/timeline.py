@@ -62,9 +62,9 @@ class Timeline:
 
     def watch_quickdecode(self) -> None:
         """Time its threads: what lies between two pictures, but not waiting for room."""
-        from quickdecode.decode import CountingDecoder, SegmentDecoder
-        from quickdecode.picture import PictureWriter
-        from quickdecode.ring import Ring
+        from quickdecode.decode.block import CountingDecoder, SegmentDecoder
+        from quickdecode.decode.picture import PictureWriter
+        from quickdecode.decode.ring import Ring
 
         def after(holder: type, name: str, note: Callable[[float, float], None]) -> None:
             function = getattr(holder, name)

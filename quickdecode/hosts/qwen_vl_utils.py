@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from ..errors import HostError, RequestError
-from ..frames import read_or_stream
+from ..index.probe import Media
+from ..lazy.frames import read_or_stream
 from ..opening import Options
-from ..probe import Media
 from ..read import Choice
 from .replace import Replacements
 

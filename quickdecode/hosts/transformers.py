@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from ..errors import HostError
-from ..frames import read_or_stream
+from ..index.probe import Media
+from ..lazy.frames import read_or_stream
 from ..opening import Options
-from ..probe import Media
 from ..read import Choice
-from ..source import VideoSource
+from ..source.source import VideoSource
 from .replace import Replacements
 
 NAME = "quickdecode"

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..errors import HostError
-from ..lazy import LazyTensor, Piece, joined
+from ..lazy.tensor import LazyTensor, Piece, joined
 from .replace import Replacements
 
 MODULE = "transformers.models.qwen2_vl.video_processing_qwen2_vl"

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import quickdecode
-from quickdecode import cores
+from quickdecode.threads import cores
 from tests.clips import ClipMaker, read_number
 
 
@@ -263,7 +263,7 @@ def test_several_sources_keep_their_order(make_clip: ClipMaker, clip: Path) -> N
     ("blocks", "workers", "threads"), [(1, 2, 2), (1, 8, 8), (3, 8, 3), (3, 2, 2), (6, 2, 1), (100, 16, 1), (5, 1, 1)]
 )
 def test_few_groups_use_frame_threads(blocks: int, workers: int, threads: int) -> None:
-    from quickdecode.fill import decoder_threads
+    from quickdecode.decode.fill import decoder_threads
 
     assert decoder_threads(blocks, workers) == threads
 

@@ -77,7 +77,7 @@ def test_rotation_turns_counter_clockwise(clip_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["h264.ts", "open.ts", "open.mp4", "h264.flv", "vp9.webm", "fragmented.mp4"])
 def test_bit_equal_when_every_segment_is_sought(clip_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("quickdecode.decode.READ_AHEAD_PACKETS", 0)
+    monkeypatch.setattr("quickdecode.decode.block.READ_AHEAD_PACKETS", 0)
     path = build(clip_folder, name)
     truth = sequential_rgb(path)
     wish = [59, 30, 13, 47, 2]

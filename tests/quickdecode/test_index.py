@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import quickdecode
-from quickdecode.index import Way
-from quickdecode.probe import inspect
-from quickdecode.source import resolve
+from quickdecode.index.packets import Way
+from quickdecode.index.probe import inspect
+from quickdecode.source.source import resolve
 from tests.clips import ClipMaker, read_number, remux, sequential_rgb
 from tests.quickdecode.corpus import build
 
@@ -114,7 +114,7 @@ def test_hevc_skips_unreferenced_pictures_only_without_temporal_layers(make_clip
 
 @pytest.mark.parametrize("extradata", [b"", b"\x01", b"\x01" + bytes(21) + b"\xff", b"\x00\x00\x01\x40", None])
 def test_malformed_parameter_sets_switch_skipping_off(extradata: bytes | None) -> None:
-    from quickdecode.skip import skips_unreferenced
+    from quickdecode.index.skip import skips_unreferenced
 
     assert not skips_unreferenced("hevc", extradata)
     assert not skips_unreferenced("av1", extradata)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import quickdecode
-from quickdecode.frames import lazy_frames
-from quickdecode.lazy import LazyTensor
+from quickdecode.lazy.frames import lazy_frames
+from quickdecode.lazy.tensor import LazyTensor
 
 SIZE = (56, 84)
 Make = Callable[[], LazyTensor]
@@ -183,7 +183,7 @@ def test_data_loader_workers(make: Make, whole: torch.Tensor) -> None:
 
 
 def test_only_one_video_decodes_before_it_is_asked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quickdecode import ring
+    from quickdecode.decode import ring
 
     monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
 

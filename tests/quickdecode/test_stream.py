@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import quickdecode
-from quickdecode import ring
-from quickdecode.frames import lazy_frames
+from quickdecode.decode import ring
+from quickdecode.lazy.frames import lazy_frames
 from quickdecode.stream import Reading
 from tests.clips import ClipMaker, read_number
 from tests.quickdecode.corpus import build
@@ -40,7 +40,7 @@ def test_same_frames_as_read_video(clip_folder: Path, name: str) -> None:
 
 def test_early_blocks_come_early_and_decoding_waits(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two frames of room and a consumer that stops after the first, most groups are never begun."""
-    from quickdecode import fill
+    from quickdecode.decode import fill
 
     begun = []
     decode = fill.SegmentDecoder.decode

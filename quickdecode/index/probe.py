@@ -12,13 +12,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .errors import SourceError, translated
-from .index import FrameIndex, PacketLog, Way, table_index
-from .limits import DEFAULT_LIMITS, Limits
-from .pool import Cancelled
+from ..errors import SourceError, translated
+from ..source.limits import DEFAULT_LIMITS, Limits
+from ..source.source import Source
+from ..threads.pool import Cancelled
+from .packets import FrameIndex, PacketLog, Way, table_index
 from .sequential import all_frames, video_stream
 from .skip import skips_unreferenced
-from .source import Source
 
 CACHED_FILES = 8
 """An hour of video takes some 3 MB here."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import RequestError
-from .probe import Media
+from ..errors import RequestError
+from ..index.probe import Media
 
 
 @dataclass(frozen=True)

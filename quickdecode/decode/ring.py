@@ -6,8 +6,8 @@ from threading import Condition
 
 import numpy as np
 
+from ..threads.pool import Cancelled
 from .picture import Pixels
-from .pool import Cancelled
 
 READ_AHEAD_BYTES = 64 << 20
 """How far decoding may run ahead of the reader, in bytes of pictures."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import av
 
-from .plan import Segment
+from ..plan.blocks import Segment
 
 Give = Callable[[Any, list[int]], None]
 

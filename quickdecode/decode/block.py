@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from threading import Event
 from typing import Any
 
-from .index import FrameIndex
-from .plan import Segment
-from .pool import Cancelled
-from .probe import Media
+from ..index.packets import FrameIndex
+from ..index.probe import Media
+from ..index.sequential import all_frames, set_threads, video_stream
+from ..plan.blocks import Segment
+from ..threads.pool import Cancelled
 from .salvage import tolerant
-from .sequential import all_frames, set_threads, video_stream
 
 READ_AHEAD_PACKETS = 2000
 """MPEG-TS seeks overshoot; below this distance reading on is cheaper than seeking back and forth."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import av
 
-from .errors import SourceError
-from .pool import Cancelled
+from ..errors import SourceError
+from ..threads.pool import Cancelled
 
 ATTACHED_PICTURE = 0x0400
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quickdecode.moov import even_step
+from quickdecode.index.mp4 import even_step
 from tests.clips import ClipMaker, remux
 
 

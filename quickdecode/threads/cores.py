@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import RequestError
+from ..errors import RequestError
 
 VARIABLE = "QUICKDECODE_WORKERS"
 CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from .lazy import LazyTensor, Piece
-from .opening import Options
-from .probe import Media
-from .read import Choice, DecodedVideo, read_chosen
-from .source import VideoSource
-from .stream import Reading, VideoStream
+from ..index.probe import Media
+from ..opening import Options
+from ..read import Choice, DecodedVideo, read_chosen
+from ..source.source import VideoSource
+from ..stream import Reading, VideoStream
+from .tensor import LazyTensor, Piece
 from .transfer import to_device, wants_pinned
 
 CPU = torch.device("cpu")

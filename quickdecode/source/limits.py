@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import LimitError
+from ..errors import LimitError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quickdecode.plan import Block, Segment, ending_together
+from quickdecode.plan.blocks import Block, Segment, ending_together
 
 
 def block(number: int, cost: int) -> Block:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import av
 from av.container import InputContainer
 
-from .errors import SourceError, translated
+from ..errors import SourceError, translated
 from .limits import DEFAULT_LIMITS, Limits
 
 VideoSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]

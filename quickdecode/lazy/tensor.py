@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .lazy_functions import FACTS, JOINING, METHODS
+from .functions import FACTS, JOINING, METHODS
 
 PART_BYTES = 32 << 20
 """How much of a real tensor is made at a time."""
@@ -64,7 +64,7 @@ class Piece:
 
 
 class LazyTensor(torch.Tensor):
-    """See the module; lazy_functions.py says which functions leave it lazy."""
+    """See the module; functions.py says which functions leave it lazy."""
 
     pieces: tuple[Piece, ...] | None
     """What the rows are, joined; None for an item of another."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .moov import even_step
-from .source import Source
+from ..source.source import Source
+from .mp4 import even_step
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .index import FrameIndex
+from ..index.packets import FrameIndex
 
 BLOCKS_PER_WORKER = 64
 TAIL_BLOCKS_PER_WORKER = 4

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from .decode import CountingDecoder, Damaged, SegmentDecoder
-from .errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
+from ..errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
+from ..index.probe import Media
+from ..plan.blocks import Block, Segment, count_through, cut, ending_together
+from ..threads.pool import NEVER, Crew, Deadline
+from .block import CountingDecoder, Damaged, SegmentDecoder
 from .picture import PictureWriter, Pixels
-from .plan import Block, Segment, count_through, cut, ending_together
-from .pool import NEVER, Crew, Deadline
-from .probe import Media
 from .salvage import nearest_frames
 
 FEW_BLOCKS = 3

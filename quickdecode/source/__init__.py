@@ -1,0 +1,1 @@
+"""What may be passed as a video, and how large it may be."""
