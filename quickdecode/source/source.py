@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import io
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,22 +16,12 @@ import av
 from av.container import InputContainer
 
 from ..errors import SourceError, translated
+from .download import DOWNLOAD_SECONDS, download
 from .limits import DEFAULT_LIMITS, Limits
 
 VideoSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 ACCEPTED = "a path, file:// or http(s):// URL, bytes, a binary file object, or a base64 data: URI"
-DOWNLOAD_SECONDS = 60.0
-DOWNLOAD_PART = 1 << 20
-WEB_HANDLERS = (
-    urllib.request.ProxyHandler,
-    urllib.request.UnknownHandler,
-    urllib.request.HTTPHandler,
-    urllib.request.HTTPSHandler,
-    urllib.request.HTTPDefaultErrorHandler,
-    urllib.request.HTTPRedirectHandler,
-    urllib.request.HTTPErrorProcessor,
-)
 MEMORY_BUFFER = 1 << 20
 
 # Playlists (hls, dash, concat) are left out: they would make a local file open other files and URLs.
@@ -116,7 +103,7 @@ def _from_string(text: str, timeout_seconds: float, limits: Limits) -> Source:
     if scheme.startswith("data:"):
         return _from_data_uri(text)
     if scheme.startswith(("http://", "https://")):
-        return _from_bytes(_download(text, timeout_seconds, limits), text)
+        return _from_bytes(download(text, timeout_seconds, limits), text)
     if scheme.startswith("file://"):
         return _from_path(unquote(urlsplit(text).path))
     if len(text) > 256 and not os.path.exists(text):
@@ -168,26 +155,6 @@ def _decode_base64(text: str) -> bytes | None:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         return None
-
-
-def _download(url: str, timeout_seconds: float, limits: Limits) -> bytes:
-    """The whole file. Redirects are followed to http and https only."""
-    opener = urllib.request.OpenerDirector()
-    for handler in WEB_HANDLERS:
-        opener.add_handler(handler())
-    parts: list[bytes] = []
-    size = 0
-    try:
-        with opener.open(url, timeout=timeout_seconds) as response:
-            while part := response.read(DOWNLOAD_PART):
-                parts.append(part)
-                size += len(part)
-                limits.check_download(url, size)
-    except (http.client.HTTPException, OSError, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection
-        raise SourceError(f"{url}: the download failed ({error}); check the address, or pass a local file.") from error
-    return b"".join(parts)
 
 
 def _short(text: str) -> str:
