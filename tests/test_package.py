@@ -16,6 +16,22 @@ import quickprefill
 ROOT = Path(__file__).parent.parent
 PACKAGES = [quickdecode, quickprefill]
 README = (ROOT / "README.md").read_text()
+ROOMS = {
+    "quickdecode": [
+        "errors",
+        "source",
+        "threads",
+        "index",
+        "plan",
+        "decode",
+        "opening",
+        "read",
+        "stream",
+        "lazy",
+        "hosts",
+    ]
+}
+"""Package -> its folders and the modules beside them, from bottom to top; the package's own __init__ is above all."""
 
 
 def modules(package):
@@ -33,7 +49,9 @@ def imports(module):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package.rsplit(".", node.level - 1)[0] if node.level else ""
-            found.add(".".join(filter(None, [base, node.module])))
+            base = ".".join(filter(None, [base, node.module]))
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in sys.modules else base for name in names}  # `from package import module`
     return found
 
 
@@ -108,6 +126,23 @@ def test_no_import_cycles():
 
         for name in edges:
             visit(name, [])
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_only_from_below(package):
+    rooms = ROOMS[package]
+    loaded = modules(importlib.import_module(package))
+
+    def room(name):
+        return name.split(".")[1] if "." in name else None
+
+    assert {room(module.__name__) for module in loaded} == {*rooms, None}
+    heights = {name: height for height, name in enumerate([*rooms, None])}
+    for module in loaded:
+        for other in sorted(imports(module)):
+            if other.split(".")[0] == package:
+                below = heights[room(other)] <= heights[room(module.__name__)]
+                assert below, f"{module.__name__} imports {other}, which is above it"
 
 
 @pytest.mark.parametrize("name", ["quickprefill", "quickdecode"])
