@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from quickprefill.errors import ConfigError
-from quickprefill.policies import POLICIES, Policy
+from quickprefill.policies import POLICIES, Compressor, Policy, Scorer, Selector
+from quickprefill.policies.check import check_policies
 
 __all__ = ["QuickPrefillConfig"]
 
@@ -29,14 +30,16 @@ class QuickPrefillConfig:
     """
 
     keep: float | None = None
-    """Share of each group's video tokens whose keys and values stay in every layer's cache, 0 < keep <= 1. At 1 the
-    answers are the stock model's. None: 0.5, or 1 where `keep_tokens` or a policy without a score sets the budget."""
+    """Share of each group's video tokens that stays, 0 < keep <= 1: in every layer's cache if the policy scores, in the
+    decoder if it compresses or selects. At 1 the answers are the stock model's. None: 0.5, or 1 where `keep_tokens` or
+    a ratio of the policy's own sets the budget."""
     keep_tokens: int | None = None
     """At most this many of each group's video tokens stay. Given together with `keep`, the smaller budget holds."""
-    group_frames: int | Literal["auto"] = 16
+    group_frames: int | Literal["auto"] | None = None
     """Video frames prefilled at a time; even, because the vision tower merges two frames into one temporal slice.
-    "auto": the most that fit the free memory, up to where more no longer helps; the number, and with it what is kept,
-    may then differ from one machine to another."""
+    None: as many whole slices as make 2,048 tokens that enter the decoder; from sizes and the config, never from the
+    machine. "auto": the most that fit the free memory, up to where more no longer helps; the number, and with it what
+    is kept, may then differ from one machine to another. QuickVideo's way is 16."""
     policy: str | Policy | Sequence[str | Policy] = "key_norm"
     """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage."""
     progress: bool = False
@@ -52,36 +55,59 @@ class QuickPrefillConfig:
     """False: a group sees neither the groups nor the text before it (QuickVideo's non-adaptive attention)."""
     prune_text: bool = False
     """Also prune the text behind the last video, by the same score and share (QuickVideo)."""
+    trace: bool = False
+    """The report also says which places stayed in every layer, and when each stage ran."""
 
     def __post_init__(self) -> None:
-        policies = self.policies
-        if self.keep is None:
-            scored = any("score" in policy.stages for policy in policies)
-            object.__setattr__(self, "keep", _DEFAULT_KEEP if scored and self.keep_tokens is None else 1.0)
-        _check_share(self.keep)
-        _check_whole("keep_tokens", self.keep_tokens, least=1, optional=True)
-        if self.group_frames != "auto":
-            _check_whole("group_frames", self.group_frames, least=2, step=2, otherwise='"auto" or ')
+        if not isinstance(self.policy, str | Policy) and isinstance(self.policy, Iterable):
+            object.__setattr__(self, "policy", tuple(self.policy))  # hashable, and equal however it was written
+        if self.keep is not None:
+            _check_share(self.keep)
+        _check_whole("keep_tokens", self.keep_tokens, least=1, otherwise="None or ")
+        _check_whole("group_frames", self.group_frames, least=2, step=2, otherwise='None, "auto" or ')
         _check_whole("first_layer", self.first_layer, least=0)
-        _check_whole("progressive_from", self.progressive_from, least=0, optional=True)
+        _check_whole("progressive_from", self.progressive_from, least=0, otherwise="None or ")
         decay = self.layer_decay
         if decay is not None and decay != "linear" and (isinstance(decay, str) or not 0 < decay < 1):
             raise ConfigError(f'layer_decay must be None, "linear" or a factor 0 < f < 1 per layer, got {decay!r}')
-        _check_stages(policies)
-        self._check_together(policies)
+        check_policies(self.policies)
+        self._check_budget()
+        self._check_scoring()
 
-    def _check_together(self, policies: tuple[Policy, ...]) -> None:
+    def _check_budget(self) -> None:
+        """Every stage that drops tokens has one number to go by."""
+        compressor = self.compressor
+        later: Policy | None = self.scorer or self.selector
+        if compressor and later and compressor is not later and compressor.compress_ratio is None:
+            raise ConfigError(
+                f"keep is what stays behind {later.name}; say what {compressor.name} leaves before it by a ratio of "
+                "its own, as with VidCom2(retention_ratio=0.5) or PruneVid.merge_only()"
+            )
+        ratio = self._last_ratio
+        if ratio is not None and ((self.keep or 1.0) != 1.0 or self.keep_tokens is not None):
+            given = f"keep={self.keep}" if self.keep_tokens is None else f"keep_tokens={self.keep_tokens}"
+            raise ConfigError(
+                f"{given} and a ratio of {ratio} in {self.selector or compressor!r} both say how much stays; give one"
+            )
+
+    def _check_scoring(self) -> None:
         scorer = self.scorer
-        budget = self.keep != 1.0 or self.keep_tokens is not None or self.layer_decay is not None
-        if scorer is None and (budget or self.prune_text or self.progressive_from is not None):
-            names = [policy.name for policy in policies]
-            raise ConfigError(f"a budget below all tokens needs a policy that scores, such as key_norm, beside {names}")
+        asked = {
+            "first_layer": self.first_layer or None,
+            "layer_decay": self.layer_decay,
+            "progressive_from": self.progressive_from,
+            "prune_text": self.prune_text or None,
+        }
+        named = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+        if scorer is None and named:
+            names = [policy.name for policy in self.policies]
+            raise ConfigError(f"{named} needs a policy that scores, such as key_norm, beside or instead of {names}")
         if self.progressive_from is not None and self.progressive_from < self.first_layer:
             raise ConfigError(
                 f"progressive_from must be >= first_layer ({self.first_layer}): a token leaves the hidden states where "
                 f"it is pruned; got {self.progressive_from}"
             )
-        if getattr(scorer, "per_head", False) and self.progressive_from is not None:
+        if scorer is not None and scorer.per_head and self.progressive_from is not None:
             raise ConfigError(
                 "per_head=True keeps other tokens in every head, so none can leave the hidden states; "
                 "use progressive_from=None"
@@ -93,33 +119,58 @@ class QuickPrefillConfig:
 
     def check_layers(self, num_layers: int) -> None:
         """Raise ConfigError if a layer index lies outside a model of `num_layers` decoder layers."""
-        selector = self.policy_for("select")
         named = {"first_layer": self.first_layer, "progressive_from": self.progressive_from}
+        selector = self.selector
         if selector is not None:
-            named[f"{type(selector).__name__}.layer"] = getattr(selector, "layer", None)
+            named[f"{type(selector).__name__}.layer"] = selector.layer
         for name, layer in named.items():
             if layer is not None and layer >= num_layers:
                 raise ConfigError(f"{name} must be below the model's {num_layers} decoder layers, got {layer}")
 
     @property
+    def keep_share(self) -> float:
+        """`keep`, or what it is where it was not given."""
+        if self.keep is not None:
+            return self.keep
+        return _DEFAULT_KEEP if self.keep_tokens is None and self._last_ratio is None else 1.0
+
+    @property
+    def _last_ratio(self) -> float | None:
+        """The own ratio of the stage behind which nothing is dropped any more; a scorer has none."""
+        if self.scorer is not None:
+            return None
+        if self.selector is not None:
+            return self.selector.select_ratio
+        return None if self.compressor is None else self.compressor.compress_ratio
+
+    @property
     def policies(self) -> tuple[Policy, ...]:
         """The policies as objects."""
-        given = [self.policy] if isinstance(self.policy, str | Policy) else list(self.policy or ())
+        given: Any = self.policy if isinstance(self.policy, tuple) else (self.policy,)
         for policy in given:
-            if not isinstance(policy, Policy) and policy not in POLICIES:
+            if not isinstance(policy, Policy) and not (isinstance(policy, str) and policy in POLICIES):
                 raise ConfigError(f"policy must be one of {sorted(POLICIES)} or a Policy object, got {policy!r}")
         if not given:
             raise ConfigError(f"policy must name at least one of {sorted(POLICIES)}, got {self.policy!r}")
         return tuple(policy if isinstance(policy, Policy) else POLICIES[policy]() for policy in given)
 
-    def policy_for(self, stage: str) -> Policy | None:
-        """The policy that takes a stage of STAGES, if any."""
-        return next((policy for policy in self.policies if stage in policy.stages), None)
+    @property
+    def compressor(self) -> Compressor | None:
+        """The policy that decides what enters the decoder, if any."""
+        policies = (policy for policy in self.policies if isinstance(policy, Compressor))
+        return next((policy for policy in policies if "compress" in policy.stages), None)
 
     @property
-    def scorer(self) -> Policy | None:
-        """The policy that scores cached tokens."""
-        return self.policy_for("score")
+    def selector(self) -> Selector | None:
+        """The policy that decides behind one layer what goes on, if any."""
+        policies = (policy for policy in self.policies if isinstance(policy, Selector))
+        return next((policy for policy in policies if "select" in policy.stages), None)
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """The policy that scores what each layer cached, if any."""
+        policies = (policy for policy in self.policies if isinstance(policy, Scorer))
+        return next((policy for policy in policies if "score" in policy.stages), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields in types that JSON can hold; a policy object becomes its name and options."""
@@ -176,25 +227,11 @@ def _policy_from_dict(policy: Any) -> Any:
     options = dict(policy)
     name = options.pop("name", None)
     if name not in POLICIES:
-        raise ConfigError(f"policy name must be one of {sorted(POLICIES)}, got {name!r}")
-    return POLICIES[name].from_dict(options)
-
-
-def _check_stages(policies: tuple[Policy, ...]) -> None:
-    for policy in policies:
-        if not policy.stages:
-            raise ConfigError(f"{policy!r} defines none of compress(), select() and score(); a policy needs one")
-    for stage in ("compress", "select", "score"):
-        names = [policy.name for policy in policies if stage in policy.stages]
-        if len(names) > 1:
-            raise ConfigError(f"only one policy of a tuple may {stage}, got {names}")
-    taken = {stage for policy in policies for stage in policy.stages}
-    if {"select", "score"} <= taken:
-        names = [policy.name for policy in policies]
         raise ConfigError(
-            f"select() and score() would prune the same caches twice, got {names}; switch one off, as with "
-            "PruneVid(select_tokens=False)"
+            f"policy name must be one of {sorted(POLICIES)}, got {name!r}; register one of your own first, "
+            "quickprefill.POLICIES[name] = YourPolicy"
         )
+    return POLICIES[name].from_dict(options)
 
 
 def _check_share(keep: object) -> None:
@@ -202,12 +239,10 @@ def _check_share(keep: object) -> None:
         raise ConfigError(f"keep must be a number with 0 < keep <= 1 (the share that stays), got {keep!r}")
 
 
-def _check_whole(
-    name: str, value: object, *, least: int, step: int = 1, optional: bool = False, otherwise: str = ""
-) -> None:
-    if value is None and optional:
+def _check_whole(name: str, value: object, *, least: int, step: int = 1, otherwise: str = "") -> None:
+    """`otherwise` names what else is allowed."""
+    if (value is None and "None" in otherwise) or (value == "auto" and '"auto"' in otherwise):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least or value % step:
         kind = "an even integer" if step == 2 else "an integer"
-        otherwise = "None or " if optional else otherwise
         raise ConfigError(f"{name} must be {otherwise}{kind} >= {least}, got {value!r}")

@@ -1,38 +1,106 @@
-"""Budgets: from the config to a count per layer, and from scores to the indices that stay."""
+"""Budgets: from the config to counts of tokens, and from scores to the indices that stay.
+
+Counts are integers made of integers and of shares taken as the decimal fractions that somebody wrote down, so 29 of 100
+tokens are a share of 0.29, whatever a float makes of it.
+"""
 
 from __future__ import annotations
 
-import math
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
-from quickprefill.config import QuickPrefillConfig
+if TYPE_CHECKING:  # policies round shares too, and the config knows the policies
+    from quickprefill.config import QuickPrefillConfig
 
-__all__ = ["num_kept", "select"]
+__all__ = ["compressed_count", "num_kept", "round_share", "select", "selected_count", "stored_count"]
 
 
-def num_kept(config: QuickPrefillConfig, num_tokens: int, layer: int = 0, num_layers: int = 1) -> int:
-    """How many of a group's `num_tokens` video tokens stay in a layer: at least 1, at most all.
+def round_share(share: float, n: int) -> int:
+    """share x n rounded half up, at least 1, at most n.
 
-    keep x N rounded half up, at most keep_tokens; then the layer's share of that by `layer_decay` (QuickVideo's rules,
-    but a schedule that reaches zero keeps one token where the original kept them all).
+    >>> round_share(0.29, 100), round_share(0.5, 7), round_share(0.001, 10)
+    (29, 4, 1)
+    """
+    return min(max(_rounded(share, n, 1), 1), n)
 
-    >>> num_kept(QuickPrefillConfig(keep=0.25), 10)
-    3
+
+def compressed_count(config: QuickPrefillConfig, num_tokens: int, num_groups: int = 1) -> int:
+    """How many of the `num_tokens` of a group, or of a video of `num_groups` groups, compress() is to leave.
+
+    The compressor's own ratio, or else `keep` and at most `keep_tokens` a group.
+    """
+    compressor = config.compressor
+    ratio = None if compressor is None else compressor.compress_ratio
+    if ratio is not None:
+        return round_share(ratio, num_tokens)
+    count = round_share(config.keep_share, num_tokens)
+    return count if config.keep_tokens is None else min(count, config.keep_tokens * num_groups)
+
+
+def stored_count(
+    config: QuickPrefillConfig, entered: int, unit_tokens: int, unit_entered: int, layer: int = 0, num_layers: int = 1
+) -> int:
+    """How many of a group's `entered` tokens a scorer keeps in a layer: at least 1, at most all.
+
+    The group's part of its unit's budget, at most `keep_tokens`; then the layer's share of that by `layer_decay`
+    (QuickVideo's rules, but a schedule that reaches zero keeps one token where the original kept them all). The unit is
+    what compress() got at a time: the group or its whole video; so a group to which a compressor gave more keeps more.
+
+    Args:
+        unit_tokens: tokens that the vision tower made for the unit.
+        unit_entered: how many of them entered the decoder.
     """
     if layer < config.first_layer:
-        return num_tokens
-    count = math.floor((config.keep or 1.0) * num_tokens + 0.5)
-    if config.keep_tokens is not None:
-        count = min(count, config.keep_tokens)
+        return entered
+    count = _part(config, entered, unit_tokens, unit_entered)
     if config.layer_decay == "linear":
         count -= count * layer // num_layers
     elif config.layer_decay is not None:
         count = int(count * float(config.layer_decay) ** layer)
-    return min(max(count, 1), num_tokens)
+    return min(max(count, 1), entered)
+
+
+def selected_count(config: QuickPrefillConfig, entered: int, unit_tokens: int, unit_entered: int) -> int:
+    """How many of a group's `entered` tokens a selector lets go on: at least 1, at most all.
+
+    The selector's own ratio, int(ratio x entered); or else as `stored_count`, whose arguments these are.
+    """
+    selector = config.selector
+    ratio = None if selector is None else selector.select_ratio
+    count = _part(config, entered, unit_tokens, unit_entered) if ratio is None else int(ratio * entered)
+    return min(max(count, 1), entered)
+
+
+def num_kept(config: QuickPrefillConfig, num_tokens: int, layer: int = 0, num_layers: int = 1) -> int:
+    """`stored_count` where nothing was dropped before.
+
+    >>> from quickprefill import QuickPrefillConfig
+    >>> num_kept(QuickPrefillConfig(keep=0.25), 10)
+    3
+    """
+    return stored_count(config, num_tokens, num_tokens, num_tokens, layer, num_layers)
 
 
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending indices of the `count` highest scores, (..., N) -> (..., count). Ties go to the earlier token."""
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
     return order[..., :count].sort(dim=-1).values
+
+
+def _part(config: QuickPrefillConfig, entered: int, unit_tokens: int, unit_entered: int) -> int:
+    """keep x unit_tokens x entered / unit_entered rounded half up, at most keep_tokens."""
+    count = _rounded(config.keep_share, unit_tokens * entered, max(unit_entered, 1))
+    return count if config.keep_tokens is None else min(count, config.keep_tokens)
+
+
+def _rounded(share: float, numerator: int, denominator: int) -> int:
+    top, bottom = _fraction(share)
+    return (2 * top * numerator + bottom * denominator) // (2 * bottom * denominator)
+
+
+@lru_cache(maxsize=64)
+def _fraction(share: float) -> tuple[int, int]:
+    return Fraction(share).limit_denominator(10**9).as_integer_ratio()

@@ -1,6 +1,6 @@
 """The policies, one file each. A new one costs a file and a line in POLICIES."""
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Compressor, Policy, Scorer, Selector
 from quickprefill.policies.key_norm import KeyNorm
 from quickprefill.policies.key_norm_distinct import KeyNormDistinct
 from quickprefill.policies.key_norm_random import KeyNormRandom
@@ -9,12 +9,16 @@ from quickprefill.policies.output_norm import OutputNorm
 from quickprefill.policies.prunevid import PruneVid
 from quickprefill.policies.query_attention import QueryAttention
 from quickprefill.policies.random import Random
+from quickprefill.policies.seen import GroupAttention, GroupKV
 from quickprefill.policies.uniform import Uniform
 from quickprefill.policies.value_norm import ValueNorm
 from quickprefill.policies.vidcom2 import VidCom2
+from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = [
     "POLICIES",
+    "Compressor",
+    "GroupAttention",
     "GroupKV",
     "KeyNorm",
     "KeyNormDistinct",
@@ -25,9 +29,12 @@ __all__ = [
     "PruneVid",
     "QueryAttention",
     "Random",
+    "Scorer",
+    "Selector",
     "Uniform",
     "ValueNorm",
     "VidCom2",
+    "VideoTokens",
 ]
 
 POLICIES: dict[str, type[Policy]] = {

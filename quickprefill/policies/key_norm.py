@@ -7,13 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
+from quickprefill.policies.seen import GroupKV
+from quickprefill.policies.shared.norms import l2_norms
 
 __all__ = ["KeyNorm"]
 
 
 @dataclass(frozen=True)
-class KeyNorm(Policy):
+class KeyNorm(Scorer):
     """L2 norm of a token's key over all heads together, one score for all heads; the small ones stay.
 
     Rotary embedding preserves the norm, so positions play no part. Norms are taken in float32: bf16 has too few digits
@@ -30,5 +32,5 @@ class KeyNorm(Policy):
     def score(self, kv: GroupKV) -> torch.Tensor:
         """Signed norm, (B, N), or (B, K, N) per head."""
         dim = 3 if self.per_head else (1, 3)
-        norms: torch.Tensor = torch.linalg.vector_norm(kv.keys, dim=dim, dtype=torch.float32)
+        norms = l2_norms(kv.keys, dim)
         return norms if self.largest else -norms

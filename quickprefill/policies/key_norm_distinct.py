@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from quickprefill.errors import ConfigError
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
 from quickprefill.policies.key_norm import KeyNorm
+from quickprefill.policies.seen import GroupKV
 from quickprefill.policies.shared.ranking import first_then
 
 __all__ = ["KeyNormDistinct"]
 
 
 @dataclass(frozen=True)
-class KeyNormDistinct(Policy):
+class KeyNormDistinct(Scorer):
     """One pivot for every 16 kept tokens by small key norm; the rest by lowest mean cosine similarity to the pivots.
 
     Similarity is that of keys, all heads together.

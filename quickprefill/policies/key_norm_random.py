@@ -7,16 +7,17 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
 from quickprefill.policies.key_norm import KeyNorm
 from quickprefill.policies.random import Random
+from quickprefill.policies.seen import GroupKV
 from quickprefill.policies.shared.ranking import first_then
 
 __all__ = ["KeyNormRandom"]
 
 
 @dataclass(frozen=True)
-class KeyNormRandom(Policy):
+class KeyNormRandom(Scorer):
     """Half of the budget, rounded down, by small key norm; the rest at random among the others.
 
     The original lost a token for an odd budget and failed; here the count is exact.

@@ -7,15 +7,16 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
 from quickprefill.policies.key_norm import KeyNorm
+from quickprefill.policies.seen import GroupKV
 from quickprefill.policies.value_norm import ValueNorm
 
 __all__ = ["KeyWeightedValueNorm"]
 
 
 @dataclass(frozen=True)
-class KeyWeightedValueNorm(Policy):
+class KeyWeightedValueNorm(Scorer):
     """softmax over the group of the key norms, times the value norms, in float32; the large products stay."""
 
     name: ClassVar[str] = "key_weighted_value_norm"

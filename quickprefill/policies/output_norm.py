@@ -7,13 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
+from quickprefill.policies.seen import GroupKV
+from quickprefill.policies.shared.norms import l2_norms
 
 __all__ = ["OutputNorm"]
 
 
 @dataclass(frozen=True)
-class OutputNorm(Policy):
+class OutputNorm(Scorer):
     """L2 norm, in float32, of a token's hidden state after attention and residual, before the MLP; the large stay."""
 
     name: ClassVar[str] = "output_norm"
@@ -27,5 +29,4 @@ class OutputNorm(Policy):
         """(B, N)."""
         if kv.residual is None:
             raise TypeError("OutputNorm.score() needs kv.residual")
-        norms: torch.Tensor = torch.linalg.vector_norm(kv.residual, dim=-1, dtype=torch.float32)
-        return norms
+        return l2_norms(kv.residual, -1)

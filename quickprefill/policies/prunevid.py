@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 
 from quickprefill.errors import ConfigError, InputError
-from quickprefill.policies.base import Policy
+from quickprefill.policies.base import Compressor, Selector
+from quickprefill.policies.seen import GroupAttention
 from quickprefill.policies.shared.dpc_knn import cluster_means, contiguous, dpc_knn
 from quickprefill.prompt.tokens import VideoTokens
 
@@ -19,7 +20,7 @@ _BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)
-class PruneVid(Policy):
+class PruneVid(Compressor, Selector):
     """Three stages: merge tokens before the decoder, select at one layer by the question, prune the cache below it.
 
     Stage 1, `compress`. Similar temporal slices are grouped into contiguous segments. In a segment, a place (row,
@@ -57,8 +58,9 @@ class PruneVid(Policy):
     """Neighbours that make the density in the clustering, >= 1."""
     min_cluster_tokens: int = 14
     """Sets of at most this many tokens are not clustered, >= 0."""
-    keep_ratio: float = 0.4
-    """Share of the merged tokens that stage 2 keeps (the paper's alpha), in (0, 1]."""
+    keep_ratio: float | None = None
+    """Share of the merged tokens that stage 2 keeps (the paper's alpha is 0.4), in (0, 1]; None: the config's `keep`,
+    taken of what the vision tower made."""
     layer: int = 10
     """Decoder layer, from 0, after which stage 2 drops tokens (the paper's M)."""
     merge: bool = True
@@ -81,7 +83,8 @@ class PruneVid(Policy):
         if not -1 <= self.tau <= 1:
             raise ConfigError(f"tau must be in [-1, 1], got {self.tau}")
         for field in ("temporal_segment_ratio", "cluster_ratio", "keep_ratio"):
-            if not 0 < getattr(self, field) <= 1:
+            value = getattr(self, field)
+            if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{field} must be in (0, 1], got {getattr(self, field)}")
         for field, least in (("k", 1), ("min_cluster_tokens", 0), ("layer", 0)):
             if getattr(self, field) < least:
@@ -100,6 +103,16 @@ class PruneVid(Policy):
         return ("compress",) * self.merge + ("select",) * self.select_tokens
 
     @property
+    def compress_ratio(self) -> float | None:
+        """`cluster_ratio`: stage 1's own dial."""
+        return self.cluster_ratio
+
+    @property
+    def select_ratio(self) -> float | None:
+        """`keep_ratio`: stage 2's own dial."""
+        return self.keep_ratio
+
+    @property
     def uses_question(self) -> bool:
         """Stage 2 does."""
         return self.select_tokens
@@ -107,7 +120,7 @@ class PruneVid(Policy):
     @classmethod
     def paper(cls) -> PruneVid:
         """The values of the paper: tau 0.8, cluster_ratio 0.5, keep_ratio 0.4, layer 10."""
-        return cls()
+        return cls(cluster_ratio=0.5, keep_ratio=0.4)
 
     @classmethod
     def light(cls) -> PruneVid:
@@ -151,31 +164,33 @@ class PruneVid(Policy):
             pools=torch.cat([pools.expand_as(places).flatten() for _, places, pools in sets])[order],
         )
 
-    def select(self, attention: torch.Tensor, pools: torch.Tensor | None = None) -> torch.Tensor:
+    def select(self, seen: GroupAttention) -> torch.Tensor:
         """Stage 2: ascending indices of the tokens that stay.
 
-        A token's score is its largest probability over heads and rows; of a pool of n, max(1, int(n x keep_ratio)) stay
-        with the highest scores (ties: the earlier).
-
-        Args:
-            attention: (H, Lq, N) probabilities, from the rows of the text after the video to the video's tokens.
-            pools: (N,) as `compress` returned them; None is one pool.
+        A token's score is its largest probability over heads and rows; those with the highest scores of each pool stay
+        (ties: the earlier). With `keep_ratio` they are max(1, int(n x keep_ratio)) of a pool of n; else `seen.num_kept`
+        are dealt over the pools in proportion to their sizes, by largest remainder, one to each pool first.
 
         Raises:
             InputError: there is no row.
         """
-        if attention.shape[1] == 0:
+        if seen.attention.shape[1] == 0:
             raise InputError("PruneVid selects tokens by the question, but no text follows the video")
-        score = attention.amax(dim=(0, 1))
-        if pools is None or self.budget == "global":
-            pools = torch.zeros_like(score, dtype=torch.long)
-        _, pool, size = torch.unique(pools.to(score.device), return_inverse=True, return_counts=True)
+        score = seen.attention.amax(dim=(0, 1))
+        pools = None if self.budget == "global" else seen.pools
+        pools = torch.zeros_like(score, dtype=torch.long) if pools is None else pools.to(score.device)
         best = score.argsort(descending=True, stable=True)
-        best = best[pool[best].argsort(stable=True)]  # pool by pool, the best of each first
-        pool = pool[best]
-        rank = torch.arange(pool.shape[0], device=pool.device) - (size.cumsum(0) - size)[pool]
-        count = (size.double() * self.keep_ratio).long().clamp(min=1)
-        return best[rank < count[pool]].sort().values
+        best = best[pools[best].argsort(stable=True)]  # pool by pool, the best of each first
+        rank, size = _ranks(pools[best])
+        if self.keep_ratio is not None:
+            count = (size.double() * self.keep_ratio).long().clamp(min=1)
+            return best[rank < count].sort().values
+        # Largest remainder, one at a time: next comes the pool furthest below its due, num_kept x size / N. Times N, so
+        # in integers; and nothing waits for the device to count pools.
+        due = seen.num_kept * size - rank * seen.num_tokens
+        first = rank == 0
+        due = torch.where(first & (first.sum() <= seen.num_kept), torch.iinfo(due.dtype).max, due)
+        return best[due.argsort(descending=True, stable=True)[: seen.num_kept]].sort().values
 
     @staticmethod
     def stats(before: VideoTokens, after: VideoTokens) -> dict[str, float]:
@@ -231,6 +246,13 @@ class PruneVid(Policy):
 def _wide(states: torch.Tensor) -> torch.dtype:
     """float32, or float64 where the states have it."""
     return torch.promote_types(states.dtype, torch.float32)
+
+
+def _ranks(pools: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of (N,) ascending pool numbers, its rank within its pool and the pool's size."""
+    start = torch.searchsorted(pools, pools)
+    rank = torch.arange(pools.shape[0], device=pools.device) - start
+    return rank, torch.searchsorted(pools, pools, right=True) - start
 
 
 def _similarity(segment: torch.Tensor) -> torch.Tensor:

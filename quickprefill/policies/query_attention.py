@@ -7,13 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
+from quickprefill.policies.seen import GroupKV
+from quickprefill.policies.shared.norms import l2_norms
 
 __all__ = ["QueryAttention"]
 
 
 @dataclass(frozen=True)
-class QueryAttention(Policy):
+class QueryAttention(Scorer):
     """Attention of the text behind the video to each token of the group, averaged over heads and summed over the text.
 
     Probabilities are a softmax over the group's keys. The text rides along behind each group, at its own positions and
@@ -46,5 +48,5 @@ class QueryAttention(Policy):
             received = received.mean(1)
         if self.by_value_norm:
             dims = 3 if self.per_head else (1, 3)
-            received = received * torch.linalg.vector_norm(kv.values, dim=dims, dtype=torch.float32)
+            received = received * l2_norms(kv.values, dims)
         return received

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from quickprefill.errors import ConfigError
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
+from quickprefill.policies.seen import GroupKV
 
 __all__ = ["Random"]
 
@@ -17,7 +18,7 @@ _MAX_GROUPS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Random(Policy):
+class Random(Scorer):
     """Uniform random scores, drawn anew for each layer and group but the same in every run."""
 
     name: ClassVar[str] = "random"

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
+from quickprefill.policies.seen import GroupKV
 
 __all__ = ["Uniform"]
 
 
 @dataclass(frozen=True)
-class Uniform(Policy):
+class Uniform(Scorer):
     """Evenly spaced tokens: the middle of each of `num_kept` equal stretches of the group's raster order."""
 
     name: ClassVar[str] = "uniform"

@@ -7,13 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from quickprefill.policies.base import GroupKV, Policy
+from quickprefill.policies.base import Scorer
+from quickprefill.policies.seen import GroupKV
+from quickprefill.policies.shared.norms import l2_norms
 
 __all__ = ["ValueNorm"]
 
 
 @dataclass(frozen=True)
-class ValueNorm(Policy):
+class ValueNorm(Scorer):
     """L2 norm of a token's value over all heads together, in float32, one score for all heads; the large ones stay."""
 
     name: ClassVar[str] = "value_norm"
@@ -26,5 +28,5 @@ class ValueNorm(Policy):
     def score(self, kv: GroupKV) -> torch.Tensor:
         """Signed norm, (B, N), or (B, K, N) per head."""
         dim = 3 if self.per_head else (1, 3)
-        norms: torch.Tensor = torch.linalg.vector_norm(kv.values, dim=dim, dtype=torch.float32)
+        norms = l2_norms(kv.values, dim)
         return norms if self.largest else -norms

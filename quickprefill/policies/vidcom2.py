@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
+from quickprefill.budget.counts import round_share
 from quickprefill.errors import ConfigError
-from quickprefill.policies.base import Policy
+from quickprefill.policies.base import Compressor
 from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = ["VidCom2"]
@@ -21,7 +21,7 @@ _BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)
-class VidCom2(Policy):
+class VidCom2(Compressor):
     """Between the vision tower and the decoder, each temporal slice keeps its outliers; a unique slice keeps more.
 
     Tokens are compared in the quieter half of their channels, after L2 normalisation. V is a token's similarity to the
@@ -35,8 +35,9 @@ class VidCom2(Policy):
 
     name: ClassVar[str] = "vidcom2"
 
-    retention_ratio: float = 0.25
-    """Share of the tokens that stays, 0 < retention_ratio <= 1; 1 changes nothing (the original drops 1 in T)."""
+    retention_ratio: float | None = None
+    """Share of the tokens that stays, 0 < retention_ratio <= 1 (the paper's is 0.25); 1 changes nothing (the original
+    drops 1 in T). None: the config's `keep`, as an exact total."""
     exact_total: bool = False
     """Keep exactly retention_ratio x N tokens, rounded half up.
 
@@ -50,16 +51,26 @@ class VidCom2(Policy):
     and no group can win tokens from another."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.retention_ratio <= 1:
+        if self.retention_ratio is not None and not 0 < self.retention_ratio <= 1:
             raise ConfigError(f"retention_ratio must be in (0, 1], got {self.retention_ratio}")
         if self.scope not in ("video", "group"):
             raise ConfigError(f"scope must be 'video' or 'group', got {self.scope!r}")
+
+    @property
+    def compress_ratio(self) -> float | None:
+        """`retention_ratio`."""
+        return self.retention_ratio
+
+    @property
+    def exact(self) -> bool:
+        """Unless the paper's rounding decides."""
+        return self.exact_total or self.retention_ratio is None
 
     def compress(self, tokens: VideoTokens) -> VideoTokens:
         """The tokens that stay, unchanged and in order.
 
         Raises:
-            ConfigError: tokens were dropped before; the slices are no longer whole.
+            ConfigError: nobody says how many stay; or tokens were dropped before, so that slices are no longer whole.
         """
         grid = tokens.grid
         if tokens.num_tokens != grid.num_tokens:
@@ -67,28 +78,41 @@ class VidCom2(Policy):
                 f"VidCom2 must be the first stage: it compares whole slices, {grid.num_tokens} tokens, but got "
                 f"{tokens.num_tokens}"
             )
-        if self.retention_ratio == 1:
+        ratio, total = self._budget(tokens)
+        if ratio == 1:
             return tokens
-        features = _quiet_directions(tokens.embeds).view(grid.slices, grid.slice_tokens, -1)
+        features = _quiet_directions(tokens.features).view(grid.slices, grid.slice_tokens, -1)
         to_video = _similarity(features, features.mean(dim=(0, 1)))  # (T, P)
         to_slice = _similarity(features, features.mean(dim=1, keepdim=True))
-        share = self._share(to_video)
-        if self.exact_total:
-            total = max(math.floor(self.retention_ratio * tokens.num_tokens + 0.5), 1)
-            count = _deal(share, grid.slice_tokens, total)
-        else:
-            count = share.round().clamp(min=1)  # half to even
+        share = _share(to_video, ratio)
+        # half to even
+        count = share.round().clamp(min=1) if total is None else _deal(share, grid.slice_tokens, total)
         rank = (to_video + to_slice).argsort(dim=1, stable=True).argsort(dim=1)
         stays = (rank < count[:, None]).flatten()
-        if self.exact_total:  # how many is known, so nothing waits for the device
-            return tokens.take(stays.logical_not().argsort(stable=True)[:total])
-        return tokens.take(stays.nonzero()[:, 0])
+        if total is None:
+            return tokens.take(stays.nonzero()[:, 0])
+        # How many is known, so nothing waits for the device.
+        return tokens.take(stays.logical_not().argsort(stable=True)[:total])
 
-    def _share(self, to_video: torch.Tensor) -> torch.Tensor:
-        """How many tokens each slice is due, not yet whole numbers, (T, P) -> (T,)."""
-        slices, size = to_video.shape
-        extra = (-to_video.mean(dim=1) / _TEMPERATURE).softmax(dim=0) - 1 / slices
-        return (self.retention_ratio * (1 + extra)).clamp(max=1) * size
+    def _budget(self, tokens: VideoTokens) -> tuple[float, int | None]:
+        """The ratio, and the exact total or None for the paper's rounding."""
+        num_tokens, total, ratio = tokens.num_tokens, tokens.num_kept, self.retention_ratio
+        if ratio is None and total is None:
+            raise ConfigError(
+                "VidCom2 was not told how many tokens stay; give retention_ratio, or set num_kept of the tokens"
+            )
+        if not self.exact:
+            return ratio or 1.0, None
+        if total is None:
+            total = round_share(ratio or 1.0, num_tokens)
+        return (total / num_tokens if ratio is None else ratio), total
+
+
+def _share(to_video: torch.Tensor, ratio: float) -> torch.Tensor:
+    """How many tokens each slice is due, not yet whole numbers, (T, P) -> (T,)."""
+    slices, size = to_video.shape
+    extra = (-to_video.mean(dim=1) / _TEMPERATURE).softmax(dim=0) - 1 / slices
+    return (ratio * (1 + extra)).clamp(max=1) * size
 
 
 def _quiet_directions(embeds: torch.Tensor) -> torch.Tensor:

@@ -16,40 +16,59 @@ class VideoTokens:
     """Embedded tokens of one video, or of one group of it, with the positions that the host gave them."""
 
     embeds: torch.Tensor
-    """(N, C), after the vision tower's merger."""
+    """(N, C) after the vision tower's merger; rows are wider where features of later layers ride behind `width`."""
     positions: torch.Tensor
-    """(3, N) temporal, height and width positions."""
+    """(P, N): P = 3, the temporal, height and width positions, or P = 1."""
     source: torch.Tensor
     """(N,) where each token stands in the (t, h, w) raster of `grid`, ascending; a merged token has one place too."""
     grid: Grid
     """The raster before anything was dropped: slices, rows and columns of tokens."""
     pools: torch.Tensor | None = None
     """(N,) which pool of tokens each competes in, where a later stage has a budget per pool; None: one pool."""
+    num_kept: int | None = None
+    """How many of the N tokens compress() is to leave; None: nobody said."""
+    width: int | None = None
+    """C, where rows are wider than the embedding; None: they are not."""
+    question: torch.Tensor | None = None
+    """(Q, C) embeddings of the text behind the last video, given where the compressor's `uses_question`."""
 
     @property
     def num_tokens(self) -> int:
         """N."""
         return int(self.embeds.shape[0])
 
+    @property
+    def features(self) -> torch.Tensor:
+        """(N, C): what a policy looks at."""
+        return self.embeds if self.width is None else self.embeds[:, : self.width]
+
     def take(self, index: torch.Tensor) -> VideoTokens:
         """The tokens at `index`, (n,) ascending."""
+        # On the way to a GPU the copy need not wait for what is queued there; on the way back it must.
+        positions = self.positions.to(index.device, non_blocking=index.device.type != "cpu")
         return replace(
             self,
             embeds=self.embeds[index],
-            positions=self.positions.to(index.device)[:, index],
+            positions=positions[:, index],
             source=self.source[index],
             pools=None if self.pools is None else self.pools[index],
         )
 
     def cut(self, *stops: int) -> list[VideoTokens]:
-        """The tokens of temporal slices [0, stops[0]), [stops[0], stops[1]), ..., renumbered. Waits for the device."""
+        """The tokens of temporal slices [0, stops[0]), [stops[0], stops[1]), ..., renumbered.
+
+        Waits for the device where tokens were dropped, to learn how many are left in each part.
+        """
         size = self.grid.slice_tokens
-        places = torch.tensor([stop * size for stop in stops], device=self.source.device)
+        places = [stop * size for stop in stops]
+        ends = places
+        if self.num_tokens != self.grid.num_tokens:
+            ends = torch.searchsorted(self.source, torch.tensor(places, device=self.source.device)).tolist()
         parts, begin, start = [], 0, 0
-        for stop, end in zip(stops, torch.searchsorted(self.source, places).tolist(), strict=True):
+        for stop, end in zip(stops, ends, strict=True):
             part = self.take(torch.arange(begin, end, device=self.source.device))
             grid = replace(self.grid, slices=stop - start)
-            parts.append(replace(part, source=part.source - start * size, grid=grid))
+            parts.append(replace(part, source=part.source - start * size, grid=grid, num_kept=None))
             begin, start = end, stop
         return parts
 

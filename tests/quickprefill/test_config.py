@@ -13,8 +13,8 @@ from quickprefill.policies import KeyNorm, Random
 
 def test_defaults():
     config = QuickPrefillConfig()
-    assert (config.keep, config.keep_tokens, config.group_frames, config.policy) == (0.5, None, 16, "key_norm")
-    assert QuickPrefillConfig(keep_tokens=64).keep == 1.0
+    assert (config.keep, config.keep_tokens, config.group_frames, config.policy) == (None, None, None, "key_norm")
+    assert (config.trace, config.keep_share) == (False, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_keep_out_of_range(keep):
 
 @pytest.mark.parametrize("group_frames", [0, 1, 7, -2, 2.0, "16", True])
 def test_group_frames_odd_or_zero(group_frames):
-    with pytest.raises(ConfigError, match='group_frames must be "auto" or an even integer >= 2'):
+    with pytest.raises(ConfigError, match='group_frames must be None, "auto" or an even integer >= 2'):
         QuickPrefillConfig(group_frames=group_frames)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
 from quickprefill.budget.counts import select
-from quickprefill.policies import GroupKV, Policy
+from quickprefill.policies import GroupAttention, GroupKV, Policy
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
 
@@ -28,7 +28,7 @@ def tokens(slices, rows, columns, dtype=torch.float32):
     generator = torch.Generator().manual_seed(grid.num_tokens)
     embeds = torch.randn(grid.num_tokens, 16, generator=generator).to(dtype)
     positions = torch.stack(torch.meshgrid(*map(torch.arange, (slices, rows, columns)), indexing="ij")).flatten(1)
-    return VideoTokens(embeds, positions, torch.arange(grid.num_tokens), grid)
+    return VideoTokens(embeds, positions, torch.arange(grid.num_tokens), grid, num_kept=-(-grid.num_tokens // 3))
 
 
 SCORERS = sorted(name for name in POLICIES if "score" in POLICIES[name]().stages)
@@ -101,7 +101,8 @@ def test_the_same_answer_twice(policy):
         assert torch.equal(first.source, second.source)
     if "select" in policy.stages:
         attention = torch.rand(4, 3, 50, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(policy.select(attention, None), policy.select(attention, None))
+        seen = GroupAttention(attention, 9, None, Grid(2, 5, 5), torch.arange(50), layer=0, group=0)
+        assert torch.equal(policy.select(seen), policy.select(seen))
 
 
 def test_a_frozen_dataclass_that_round_trips(policy):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quickprefill import ConfigError, InputError
+from quickprefill.policies import GroupAttention
 from quickprefill.policies.prunevid import PruneVid
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
@@ -183,6 +184,12 @@ def test_stage_1_switched_off():
     assert PruneVid(merge=False).compress(tokens) is tokens
 
 
+def seen(attention, pools=None, num_kept=1):
+    num_tokens = attention.shape[2]
+    places = torch.arange(num_tokens)
+    return GroupAttention(attention, num_kept, pools, Grid(1, 1, max(num_tokens, 1)), places, layer=0, group=0)
+
+
 def literal_select(attention, pools, policy):
     heads, rows, num_tokens = attention.shape
     score = [max(float(attention[h, q, j]) for h in range(heads) for q in range(rows)) for j in range(num_tokens)]
@@ -204,31 +211,31 @@ def test_selection(num_tokens, keep_ratio, budget):
     attention = torch.where(torch.rand(attention.shape, generator=generator) < 0.3, 0.5, attention)  # ties
     pools = torch.randint(0, 6, (num_tokens,), generator=generator) * 5
     policy = PruneVid(keep_ratio=keep_ratio, budget=budget)
-    assert policy.select(attention, pools).tolist() == literal_select(attention, pools.tolist(), policy)
-    assert policy.select(attention).tolist() == literal_select(attention, None, policy)
+    assert policy.select(seen(attention, pools)).tolist() == literal_select(attention, pools.tolist(), policy)
+    assert policy.select(seen(attention)).tolist() == literal_select(attention, None, policy)
 
 
 def test_selection_by_hand():
     """Largest over heads and rows: 0.9, 0.2, 0.3 | 0.2, 0.2 | 0.8."""
     attention = torch.tensor([[[0.9, 0.2, 0.1, 0.1, 0.2, 0.0]], [[0.0, 0.1, 0.3, 0.2, 0.1, 0.8]]])
     pools = torch.tensor([0, 0, 0, 1, 1, 7])
-    assert PruneVid(keep_ratio=0.7).select(attention, pools).tolist() == [0, 2, 3, 5]
-    assert PruneVid(keep_ratio=0.4).select(attention, pools).tolist() == [0, 3, 5]  # int(2 x 0.4) is 0: one stays
-    assert PruneVid(keep_ratio=0.5, budget="global").select(attention, pools).tolist() == [0, 2, 5]
-    assert PruneVid(keep_ratio=0.01, budget="global").select(attention, pools).tolist() == [0]
+    assert PruneVid(keep_ratio=0.7).select(seen(attention, pools)).tolist() == [0, 2, 3, 5]
+    assert PruneVid(keep_ratio=0.4).select(seen(attention, pools)).tolist() == [0, 3, 5]  # int(2 x 0.4) is 0: one stays
+    assert PruneVid(keep_ratio=0.5, budget="global").select(seen(attention, pools)).tolist() == [0, 2, 5]
+    assert PruneVid(keep_ratio=0.01, budget="global").select(seen(attention, pools)).tolist() == [0]
 
 
 def test_selection_after_merging():
     result = PruneVid().compress(video(8, 5, 8))
     attention = torch.rand(2, 3, result.num_tokens, generator=torch.Generator().manual_seed(0))
-    kept = result.take(PruneVid().select(attention, result.pools))
+    kept = result.take(PruneVid.paper().select(seen(attention, result.pools)))
     for pool in result.pools.unique():
         assert (kept.pools == pool).sum() == max(1, int(int((result.pools == pool).sum()) * 0.4))
 
 
 def test_selection_without_a_question():
     with pytest.raises(InputError, match="no text follows the video"):
-        PruneVid().select(torch.zeros(2, 0, 5))
+        PruneVid().select(seen(torch.zeros(2, 0, 5)))
 
 
 def test_stats():
@@ -246,7 +253,7 @@ def test_stats():
 
 def test_presets_do_what_they_say():
     light, paper, strong = PruneVid.light(), PruneVid.paper(), PruneVid.strong()
-    assert paper == PruneVid()
+    assert paper == PruneVid(cluster_ratio=0.5, keep_ratio=0.4)
     tokens = video(8, 5, 8)
     counts = [policy.compress(tokens).num_tokens for policy in (light, paper, strong)]
     assert counts == sorted(counts, reverse=True)

@@ -156,12 +156,12 @@ def test_a_ratio_of_one_is_the_identity():
 def test_tokens_that_stay_are_unchanged():
     tokens = video(4, 3, 3)
     embeds = tokens.embeds.clone()
-    result = VidCom2().compress(tokens)
+    result = VidCom2(0.25).compress(tokens)
     assert torch.equal(tokens.embeds, embeds)
     assert torch.equal(result.source, result.source.sort().values)
     assert torch.equal(result.embeds, embeds[result.source])
     assert torch.equal(result.positions, tokens.positions[:, result.source])
-    assert torch.equal(VidCom2().compress(tokens).embeds, result.embeds)
+    assert torch.equal(VidCom2(0.25).compress(tokens).embeds, result.embeds)
 
 
 def test_bfloat16_is_scored_in_float32():
@@ -177,7 +177,7 @@ def test_a_group_is_a_video_of_its_own():
     tokens = video(8, 3, 3)
     part = tokens.cut(4, 8)[1]
     alone = VideoTokens(tokens.embeds[36:], tokens.positions[:, 36:], torch.arange(36), Grid(4, 3, 3))
-    assert kept(VidCom2(scope="group"), part) == kept(VidCom2(), alone)
+    assert kept(VidCom2(0.25, scope="group"), part) == kept(VidCom2(0.25), alone)
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.01, math.nan])
@@ -194,7 +194,7 @@ def test_an_unknown_scope():
 def test_after_another_stage():
     tokens = video(4, 3, 3)
     with pytest.raises(ConfigError, match="VidCom2 must be the first stage.* 36 tokens, but got 35"):
-        VidCom2().compress(tokens.take(torch.arange(1, 36)))
+        VidCom2(0.25).compress(tokens.take(torch.arange(1, 36)))
 
 
 def test_round_trip():
