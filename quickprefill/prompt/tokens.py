@@ -66,9 +66,18 @@ class VideoTokens:
             ends = torch.searchsorted(self.source, torch.tensor(places, device=self.source.device)).tolist()
         parts, begin, start = [], 0, 0
         for stop, end in zip(stops, ends, strict=True):
-            part = self.take(torch.arange(begin, end, device=self.source.device))
-            grid = replace(self.grid, slices=stop - start)
-            parts.append(replace(part, source=part.source - start * size, grid=grid, num_kept=None))
+            own = slice(begin, end)  # tokens stand in order, so a part is a view
+            parts.append(
+                replace(
+                    self,
+                    embeds=self.embeds[own],
+                    positions=self.positions[:, own],
+                    source=self.source[own] - start * size,
+                    grid=replace(self.grid, slices=stop - start),
+                    pools=None if self.pools is None else self.pools[own],
+                    num_kept=None,
+                )
+            )
             begin, start = end, stop
         return parts
 
