@@ -233,7 +233,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=[112, 112], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--group-frames", type=int, default=16, help="quickprefill's own default")
+    parser.add_argument("--group-frames", type=int, default=16, help="frames of a group")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=int, default=3)

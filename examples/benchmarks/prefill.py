@@ -4,6 +4,7 @@
     python examples/benchmarks/prefill.py --tokens 4096 --runs 5 --ways stock keep=0.5 vidcom2=0.25
     python examples/benchmarks/prefill.py --shape 7b --group-frames 64 --tokens 4096 16384 32768 65536 131072 262144
     python examples/benchmarks/prefill.py --shape 3b --group-frames 64 --tokens 230400 --device-gib 24  # 7,200 frames
+    python examples/benchmarks/prefill.py --launches  # kernels of a group at the 7B shape, counted without a GPU
     python examples/benchmarks/prefill.py --ways stock kvpress=0.5  # KnormPress; kvpress needs transformers < 5.3
 
 The model has random weights: about 90 M parameters (decoder 12 x 768, 12 heads over 2 key-value heads; vision tower
@@ -32,11 +33,12 @@ from typing import Any
 import torch
 
 import quickprefill
-from quickprefill.budget.plan import plan_prompt, split_lengths, vision_flops
+from quickprefill.budget.flops import layer_flops, vision_flops
 from quickprefill.hosts import FAMILIES
 from quickprefill.policies import KeyNorm, PruneVid, VidCom2
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from examples.benchmarks.launches import count_launches
 from examples.benchmarks.prefill_report import plot, table
 from examples.benchmarks.random_model import SHAPES, build_inputs, build_model
 from examples.benchmarks.result_files import RESULTS, environment, load, save
@@ -67,7 +69,7 @@ def way_named(name: str) -> Way:
     return ways[kind]()
 
 
-def patched(model: Any, name: str, group_frames: int) -> contextlib.AbstractContextManager[Any]:
+def patched(model: Any, name: str, group_frames: int | None) -> contextlib.AbstractContextManager[Any]:
     """The model as that way wants it."""
     config, _ = way_named(name)
     if config is not None:
@@ -103,15 +105,19 @@ def matmul_rate(model: Any, size: int = 2048) -> float:
 
 def work(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
     """FLOPs of a stock prefill, and how many of them are the vision tower's."""
-    family = FAMILIES["qwen2_5_vl"]
-    geometry, (grid,) = family.geometry(model), family.grids(model, inputs)
-    groups, tail = split_lengths([grid], grid.slices, inputs["input_ids"].shape[1] - grid.num_tokens)
-    plan = plan_prompt(geometry, quickprefill.QuickPrefillConfig(keep=1.0), groups, [grid], tail, finishing={0})
-    return plan.flops, vision_flops(geometry, grid.num_tokens, grid.slice_tokens)
+    host = FAMILIES["qwen2_5_vl"]
+    geometry, (grid,) = host.geometry(model.model), host.grids(model.model, inputs)
+    vision = vision_flops(geometry, grid.num_tokens, grid.slice_tokens)
+    return stock_flops(geometry, inputs["input_ids"].shape[1]) + vision, vision
+
+
+def stock_flops(geometry: Any, length: int) -> float:
+    """FLOPs of all decoder layers over a whole prompt."""
+    return float(geometry.layers * layer_flops(geometry, length, 0))
 
 
 def measure(
-    model: Any, inputs: dict[str, torch.Tensor], name: str, group_frames: int, new_tokens: int = 1
+    model: Any, inputs: dict[str, torch.Tensor], name: str, group_frames: int | None, new_tokens: int = 1
 ) -> dict[str, Any]:
     """One generate() call."""
     config, options = way_named(name)
@@ -152,8 +158,8 @@ def timed(model: Any, inputs: dict[str, torch.Tensor], name: str, arguments: arg
 
 def measure_apart(arguments: argparse.Namespace, num_tokens: int, name: str) -> dict[str, Any]:
     """measure() in a process of its own."""
-    options = ["--tokens", str(num_tokens), "--shape", arguments.shape, "--group-frames", str(arguments.group_frames)]
-    options += ["--new-tokens", str(arguments.new_tokens)]
+    options = ["--tokens", str(num_tokens), "--shape", arguments.shape, "--new-tokens", str(arguments.new_tokens)]
+    options += [] if arguments.group_frames is None else ["--group-frames", str(arguments.group_frames)]
     command = [sys.executable, __file__, "--one", name, *options]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     values: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -166,9 +172,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     ways = ["stock", "chunk=1024", "keep=1", "keep=0.5", "keep=0.25", "progressive=0.25", "vidcom2=0.25"]
     parser.add_argument("--ways", nargs="+", default=[*ways, "value_norm=0.5", "query_attention=0.5", "prunevid"])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--group-frames", type=int, default=16, help="quickprefill's own default")
+    parser.add_argument("--group-frames", type=int, help="default: quickprefill's own, by tokens")
     parser.add_argument("--new-tokens", type=int, default=9, help="tokens to generate, at least 2")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    parser.add_argument("--launches", action="store_true", help="count kernels of a group instead")
     parser.add_argument("--device-gib", type=float, help="take no more of the GPU's memory than this")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -177,6 +184,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
+    if arguments.launches:
+        return count_launches(arguments.results)
     device = "gpu" if torch.cuda.is_available() else "cpu"
     if arguments.device_gib is not None:
         _, total = torch.cuda.mem_get_info()

@@ -23,7 +23,7 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: medians, and each way's ratio to stock generate() of the same length."""
     env = results["environment"]
     lines = [
-        f"# Prefill, {env['shape']} shape, groups of {env['group_frames']} frames",
+        f"# Prefill, {env['shape']} shape, groups of {env['group_frames'] or 'the default number of'} frames",
         "",
         f"{env['machine']}; torch {env['torch']}, transformers {env['transformers']}; commit {env['commit']}; "
         f"`{env['command']}`.",

@@ -41,9 +41,10 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def build_model(shape: str) -> Any:
-    """A model with random weights, on the GPU in bf16 where there is one."""
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+def build_model(shape: str, device: str | None = None) -> Any:
+    """A model with random weights, in bf16 but on a CPU; `device` None: the GPU where there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     parts = SHAPES[shape]
     config = Qwen2_5_VLConfig(
         text_config={"vocab_size": VOCABULARY, "max_position_embeddings": 1 << 20, "eos_token_id": None}

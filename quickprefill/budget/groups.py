@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from quickprefill.budget.counts import compressed_count
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.prompt.spans import Grid
@@ -11,6 +13,11 @@ __all__ = ["GROUP_TOKENS", "expected_entering", "group_slices", "tower_slices"]
 GROUP_TOKENS = 2048
 """Tokens that enter the decoder together, unless the config counts frames: enough to keep a GPU busy longer than it
 takes to launch their kernels, and few enough for their activations to stay below a cache of any length."""
+
+
+_TOWER_TOKENS = 4 * GROUP_TOKENS
+"""Tokens that the vision tower makes together where launching its kernels is what costs: a group's, before a compressor
+drops three quarters of them."""
 
 
 def group_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid, entered: int | None = None) -> int:
@@ -27,11 +34,11 @@ def group_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid, 
     return _even(grid.slices, GROUP_TOKENS, entered or expected_entering(config, grid))
 
 
-def tower_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid) -> int:
-    """Temporal slices of a video that pass the vision tower at a time."""
+def tower_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid, device: torch.device) -> int:
+    """Temporal slices of a video that pass the vision tower at a time; exact for any number, so a device may choose."""
     if isinstance(config.group_frames, int):
         return max(config.group_frames // frames_per_slice, 1)
-    return _even(grid.slices, GROUP_TOKENS, grid.num_tokens)
+    return _even(grid.slices, GROUP_TOKENS if device.type == "cpu" else _TOWER_TOKENS, grid.num_tokens)
 
 
 def expected_entering(config: QuickPrefillConfig, grid: Grid, num_groups: int = 1) -> int:

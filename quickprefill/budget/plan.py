@@ -110,7 +110,7 @@ def plan_row(
     slots = [0] * len(bands)
     activation, flops, num_groups, most_slices = 0, 0.0, 0, 0
     schedules: dict[tuple[int, ...], _Schedule] = {}
-    tower = {span.index: tower_slices(config, frames_per_slice, span.grid) for span in spans}
+    tower = {span.index: tower_slices(config, frames_per_slice, span.grid, geometry.vision_device) for span in spans}
     for passing in passing_groups(config, spans, frames_per_slice):
         group, span = passing.group, spans[passing.group.video]
         num_groups, most_slices = num_groups + 1, max(most_slices, group.stop_slice - group.first_slice)

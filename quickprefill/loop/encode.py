@@ -93,7 +93,7 @@ class Encoder:
     def _compressed(self, span: VideoSpan, first: int, stop: int) -> VideoTokens:
         """Temporal slices [first, stop) of a video, some of them at a time through the tower, then compressed."""
         video, compressor = self._row.videos[span.index], self._config.compressor
-        step = tower_slices(self._config, self._frames_per_slice, span.grid)
+        step = tower_slices(self._config, self._frames_per_slice, span.grid, video.device)
         with self._recorder.span("encode", self._index):
             parts = [video.encode(at, min(at + step, stop)) for at in range(first, stop, step)]
             embeds = torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -2,8 +2,10 @@
 
 import json
 
-from examples.benchmarks import prefill
+import quickprefill
+from examples.benchmarks import launches, prefill
 from examples.benchmarks.prefill_report import plot, table
+from examples.benchmarks.random_model import build_model
 
 
 def test_a_run_is_measured_once_and_written(tmp_path):
@@ -35,3 +37,16 @@ def test_a_way_that_does_not_fit_is_said_so(tmp_path):
     assert half.startswith("| keep=0.5 | 1 | 1.00 |  | 0.00 | 0.50 | 50% |")
     assert stock.count("|") == half.count("|")
     plot(results, tmp_path / "plot.png")
+
+
+def test_launches_do_not_grow_with_what_is_dropped():
+    """Two layers: a score costs some calls in each, a question some more, a compressor some once a group."""
+    model = build_model("tiny", device="meta")
+    rows = launches.table(model, few=2)
+    plain, scored = rows["keep=1, default groups"], rows["keep=0.5, default groups"]
+    assert 0 < scored["per_group"] - plain["per_group"] <= 2 * 10
+    assert rows["keep=0.5, query_attention"]["per_group"] - rows["keep=0.5"]["per_group"] <= 2 * 12
+    compressed = rows["keep=0.25, vidcom2 in groups, default groups"]
+    assert compressed["entering_tokens"] == plain["entering_tokens"]
+    assert compressed["per_group"] - plain["per_group"] <= 150
+    assert quickprefill.estimate(model, launches.build_prompt(56)).groups == 4
