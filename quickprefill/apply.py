@@ -146,7 +146,8 @@ def _calls(target: Any) -> Calls | None:
 def _patch(target: Any, host: Host, config: QuickPrefillConfig) -> None:
     calls = Calls(host, config)
     head_class = target if isinstance(target, type) else type(target)
-    head = {"forward": calls.head_forward, "extra_repr": _extra_repr, **host.overrides(head_class)}
+    head: dict[str, Callable[..., Any]] = {"forward": calls.head_forward, "extra_repr": _extra_repr}
+    head |= host.overrides(head_class)
     if hasattr(head_class, "_prepare_cache_for_generation"):
         head["_prepare_cache_for_generation"] = calls.prepare_cache
     install(target, calls, head)

@@ -115,7 +115,8 @@ class Bound:
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
-        return getattr(type(self.__self__), self.__name__).__doc__
+        text: str | None = getattr(type(self.__self__), self.__name__).__doc__
+        return text
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.__self__

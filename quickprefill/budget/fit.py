@@ -68,8 +68,8 @@ def _refusal(plan: Plan, free: dict[torch.device, int], slice_tokens: int) -> st
     return (
         f"beside the weights this prompt needs {reserved / 2**30:.2f} GiB of cache and {activation / 2**30:.2f} GiB "
         f"for one temporal slice of {slice_tokens} tokens at a time, but of the {free[device] / 2**30:.2f} GiB that "
-        f"are free on {device} only {_SHARE_OF_FREE:.0%} can be planned with; use a smaller keep, fewer or smaller frames, "
-        "or free memory"
+        f"are free on {device} only {_SHARE_OF_FREE:.0%} can be planned with; use a smaller keep, fewer or smaller "
+        "frames, or free memory"
     )
 
 

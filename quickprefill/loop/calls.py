@@ -109,7 +109,7 @@ class Calls:
         return reason is None
 
     def _stock(self, stock: Callable[..., Any], core: Any, call: dict[str, Any]) -> Any:
-        layers = getattr(call.get("past_key_values"), "layers", ())
+        layers = getattr(call.get("past_key_values"), "layers", [])
         if not any(isinstance(layer, PrunedLayer) for layer in layers):
             return stock(**call)
         mask = call.get("attention_mask")

@@ -141,15 +141,14 @@ def _joined(index: int, span: VideoSpan, units: list[Entering]) -> Entering:
     first = units[0].group.first_slice
     parts = [unit.tokens for unit in units]
     offsets = [(unit.group.first_slice - first) * span.grid.slice_tokens for unit in units]
-    pools = None
-    if parts[0].pools is not None:  # a pool of one unit is none of another
-        pools = torch.cat([part.pools + (at << 32) for at, part in enumerate(parts)])  # type: ignore[operator]
+    # A pool of one unit is none of another.
+    pools = [part.pools + (at << 32) for at, part in enumerate(parts) if part.pools is not None]
     tokens = VideoTokens(
         embeds=torch.cat([part.embeds for part in parts]),
         positions=torch.cat([part.positions.to(parts[0].positions.device) for part in parts], dim=1),
         source=torch.cat([part.source + offset for part, offset in zip(parts, offsets, strict=True)]),
         grid=replace(span.grid, slices=units[-1].group.stop_slice - first),
-        pools=pools,
+        pools=torch.cat(pools) if pools else None,
         width=parts[0].width,
     )
     return Entering(

@@ -99,9 +99,8 @@ class Decoder:
         if isinstance(layer, PrunedLayer) or not stretch.num_question:
             return run(self._core, index, stretch.hidden, stretch.rotary, cache)
         # A layer that is not ours cannot forget the question again: it meets a copy.
-        rows = torch.arange(stretch.hidden.shape[1], device=stretch.hidden.device).split(
-            [stretch.num_rows, stretch.num_question]
-        )
+        every = torch.arange(stretch.hidden.shape[1], device=stretch.hidden.device)
+        rows = (every[: stretch.num_rows], every[stretch.num_rows :])
         parts = []
         for at, own in enumerate(rows):
             if at:

@@ -65,7 +65,7 @@ class PendingVideo(torch.Tensor):
             dtype, device: those of the features, and where StreamedPixels are to be made.
         """
         shape = (grid.num_tokens, width)
-        video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         video.pixels, video.grid = pixels, grid
         video._encode, video._features = encode, None
         return video
@@ -120,7 +120,7 @@ class PendingVideo(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten.detach.default:
             return args[0]
         args, kwargs = tree_map_only(PendingVideo, PendingVideo.features, (args, kwargs or {}))

@@ -188,7 +188,9 @@ def test_a_merged_batch_has_room():
 def test_mask_of_a_merged_batch():
     layer = merged_batch()
     layer.update(*states(8, 10, batch=3))
-    caller = torch.tensor([[1] * 10, [0] * 3 + [1] * 7, [1] * 8 + [0, 1]])  # 8 prefilled, 1 generated, 1 in this forward
+    caller = torch.tensor(
+        [[1] * 10, [0] * 3 + [1] * 7, [1] * 8 + [0, 1]]
+    )  # 8 prefilled, 1 generated, 1 in this forward
     slots = [[1] * 8, [0, 0, 1, 1, 1, 1, 1, 1], [1] * 6 + [0, 1]]
     assert visible_slots(layer, caller).int().tolist() == slots
     assert visible_slots(layer, None).int().tolist() == [slots[0], slots[1], slots[0]]

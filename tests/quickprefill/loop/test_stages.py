@@ -65,7 +65,13 @@ def test_compressed_video_equals_the_reference(model, name, parts, keep):
     inputs.pop("attention_mask")
     with torch.no_grad():
         embeds = compressed(model, inputs, policy, slices_at_once)
-    expected = dense_logits(model, inputs, positions_of(model, inputs), Rules(2, keep or 1.0, compared_in="group" if slices_at_once else "video"), embeds)
+    expected = dense_logits(
+        model,
+        inputs,
+        positions_of(model, inputs),
+        Rules(2, keep or 1.0, compared_in="group" if slices_at_once else "video"),
+        embeds,
+    )
     stages = policy if keep is None else (policy, KeyNorm())
     with quickprefill.patched(model, QuickPrefillConfig(keep=keep, policy=stages, group_frames=4)):
         with torch.no_grad():
@@ -222,7 +228,10 @@ def test_a_question_is_needed_where_a_policy_asks(model):
     inputs = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, :-1]
     for policy in ("query_attention", PruneVid(layer=1)):
-        with quickprefill.patched(model, policy=policy), pytest.raises(InputError, match="put the question behind the video"):
+        with (
+            quickprefill.patched(model, policy=policy),
+            pytest.raises(InputError, match="put the question behind the video"),
+        ):
             model.generate(**inputs, max_new_tokens=1)
 
 
