@@ -92,6 +92,9 @@ class PrefillReport:
         )
 
 
+_STAGES = ("encode", "compress", "decode", "prune")
+
+
 def _clock() -> Callable[[], Any]:
     """What notes a point in time; a prefill keeps to one, even if CUDA comes into use meanwhile."""
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -183,9 +186,10 @@ class Recorder:
 
     def report(self) -> PrefillReport:
         """The report; waits for the GPU where there is one."""
-        seconds: dict[str, float] = {}
+        stages = [stage for stage in _STAGES if any(one.stage == stage for one in self._spans)]
+        seconds = dict.fromkeys(stages, 0.0)
         for one in self._spans:
-            seconds[one.stage] = seconds.get(one.stage, 0.0) + one.seconds() * one.weight
+            seconds[one.stage] += one.seconds() * one.weight
         if "prune" in seconds:  # it happens between the layers
             seconds["decode"] -= min(seconds["prune"], seconds["decode"])
         timeline = [
