@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import quickprefill
-from quickprefill.policies import KeyNorm
+from quickprefill.policies import KeyNorm, PruneVid
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -39,6 +39,24 @@ def test_float32_equals_stock(attention):
         torch.testing.assert_close(logits(model, inputs), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_long_prefix_makes_no_scores_in_memory(dtype):
+    """Without a flash kernel for the dtype or card, block and prefix are merged: a map of all scores is never made."""
+    from quickprefill.attention.group import lower_right_attention
+
+    query = torch.randn(1, 4, 512, 64, device="cuda", dtype=dtype)
+    key, value = torch.randn(2, 1, 2, 32768, 64, device="cuda", dtype=dtype)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ours = lower_right_attention(query, key, value, 0.125)
+    assert torch.cuda.max_memory_allocated() - before < 32 << 20
+    mask = torch.ones(512, 32768, dtype=torch.bool, device="cuda").tril(32768 - 512)
+    wide = (part.double() for part in (query, *(part.repeat_interleave(2, dim=1) for part in (key, value))))
+    exact = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.125)
+    error = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours.double(), exact, atol=error, rtol=error)
+
+
 def test_flash_attention_stays_within_the_spread_of_two_stock_backends():
     if importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed")
@@ -55,10 +73,12 @@ def test_flash_attention_stays_within_the_spread_of_two_stock_backends():
         assert (logits(flash, inputs) - logits(sdpa, inputs)).abs().max() <= 2 * spread
 
 
-def test_pixels_may_stay_on_the_cpu():
+@pytest.mark.parametrize("group_frames", [2, 4, 100])
+def test_pixels_may_stay_on_the_cpu(group_frames):
+    """They cross group by group, the next one's while the present one is used."""
     model = tiny_model().cuda()
     inputs = make_inputs(PROMPTS[0])
-    with quickprefill.patched(model, keep=0.5, group_frames=4):
+    with quickprefill.patched(model, keep=0.5, group_frames=group_frames):
         expected = model.generate(**to_gpu(inputs), max_new_tokens=4, do_sample=False)
         assert torch.equal(
             model.generate(**to_gpu(inputs, pixels_stay=True), max_new_tokens=4, do_sample=False), expected
@@ -98,7 +118,8 @@ def test_a_model_that_has_run_can_be_copied():
 def test_pruning_is_the_same_on_cpu_and_gpu():
     inputs = make_inputs(*PROMPTS)
     model = tiny_model()
-    for policy in sorted(quickprefill.POLICIES):
+    for name in sorted(quickprefill.POLICIES):
+        policy = PruneVid(layer=1) if name == "prunevid" else name
         with quickprefill.patched(model, keep=0.5, group_frames=4, policy=policy):
             expected = logits(model.cpu(), inputs)
             torch.testing.assert_close(logits(model.cuda(), to_gpu(inputs)).cpu(), expected, atol=1e-3, rtol=1e-3)

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.upload import Upload
 
 __all__ = ["Encode", "PendingVideo", "StreamedPixels"]
 
@@ -67,11 +68,14 @@ class PendingVideo(torch.Tensor):
         shape = (grid.num_tokens, width)
         video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         video.pixels, video.grid = pixels, grid
-        video._encode, video._features = encode, None
+        video._encode, video._features, video._upload = encode, None, None
+        if device.type == "cuda" and pixels.device.type == "cpu" and not isinstance(pixels, StreamedPixels):
+            video._upload = Upload(pixels, device)
         return video
 
     _encode: Encode
     _features: torch.Tensor | None
+    _upload: Upload | None
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PendingVideo(grid={self.grid}, pixels={tuple(self.pixels.shape)} on {self.pixels.device})"
@@ -80,10 +84,16 @@ class PendingVideo(torch.Tensor):
         """Features of temporal slices [first_slice, stop_slice), (N, C). Exact: the tower attends within a slice."""
         rows = self.pixels.shape[0] // self.grid.slices
         start, stop = first_slice * rows, stop_slice * rows
+        return self._encode(self._rows(start, stop), stop_slice - first_slice)
+
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
+        if self._upload is not None:
+            return self._upload(start, stop)
         pixels: Any = self.pixels
-        streamed = isinstance(pixels, StreamedPixels)
-        part = pixels.rows(start, stop, self.device) if streamed else pixels[start:stop]
-        return self._encode(part, stop_slice - first_slice)
+        rows: torch.Tensor = (
+            pixels.rows(start, stop, self.device) if isinstance(pixels, StreamedPixels) else pixels[start:stop]
+        )
+        return rows
 
     def features(self) -> torch.Tensor:
         """Features of the whole video, (N, C), encoded once."""
