@@ -70,10 +70,12 @@ class Decoder:
                 whole = finish or index + 1 < len(self._layers)
                 self._group_layer(index, stretch, entering, cache, forward, whole=whole)
         for index, layer in enumerate(self._layers):
+            stored = 0
             if isinstance(layer, PrunedLayer):
                 if cache is not self._cache:
                     layer.absorb(cache.layers[index])
-                self._recorder.stored(index, layer.stored_length - before[index] - group.num_text)
+                stored = layer.stored_length - before[index] - group.num_text
+            self._recorder.stored(index, stored)
         self._recorder.finished_tokens += stretch.num_video
         if not finish:
             return stretch.hidden[0, :0], torch.empty(0, dtype=torch.long)
