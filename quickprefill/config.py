@@ -78,7 +78,7 @@ class QuickPrefillConfig:
         """Every stage that drops tokens has one number to go by."""
         compressor = self.compressor
         later: Policy | None = self.scorer or self.selector
-        if compressor and later and compressor is not later and compressor.compress_ratio is None:
+        if compressor and later and compressor != later and compressor.compress_ratio is None:
             raise ConfigError(
                 f"keep is what stays behind {later.name}; say what {compressor.name} leaves before it by a ratio of "
                 "its own, as with VidCom2(retention_ratio=0.5) or PruneVid.merge_only()"

@@ -1,30 +1,13 @@
-"""Budgets: from the config to counts of tokens, and from scores to the indices that stay.
-
-Counts are integers made of integers and of shares taken as the decimal fractions that somebody wrote down, so 29 of 100
-tokens are a share of 0.29, whatever a float makes of it.
-"""
+"""Budgets: from the config to counts of tokens, and from scores to the indices that stay."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-from functools import lru_cache
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:  # policies round shares too, and the config knows the policies
-    from quickprefill.config import QuickPrefillConfig
+from quickprefill.config import QuickPrefillConfig
+from quickprefill.policies.shared.rounding import round_share, rounded
 
 __all__ = ["compressed_count", "num_kept", "round_share", "select", "selected_count", "stored_count"]
-
-
-def round_share(share: float, n: int) -> int:
-    """share x n rounded half up, at least 1, at most n.
-
-    >>> round_share(0.29, 100), round_share(0.5, 7), round_share(0.001, 10)
-    (29, 4, 1)
-    """
-    return min(max(_rounded(share, n, 1), 1), n)
 
 
 def compressed_count(config: QuickPrefillConfig, num_tokens: int, num_groups: int = 1) -> int:
@@ -77,7 +60,6 @@ def selected_count(config: QuickPrefillConfig, entered: int, unit_tokens: int, u
 def num_kept(config: QuickPrefillConfig, num_tokens: int, layer: int = 0, num_layers: int = 1) -> int:
     """`stored_count` where nothing was dropped before.
 
-    >>> from quickprefill import QuickPrefillConfig
     >>> num_kept(QuickPrefillConfig(keep=0.25), 10)
     3
     """
@@ -92,15 +74,5 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def _part(config: QuickPrefillConfig, entered: int, unit_tokens: int, unit_entered: int) -> int:
     """keep x unit_tokens x entered / unit_entered rounded half up, at most keep_tokens."""
-    count = _rounded(config.keep_share, unit_tokens * entered, max(unit_entered, 1))
+    count = rounded(config.keep_share, unit_tokens * entered, max(unit_entered, 1))
     return count if config.keep_tokens is None else min(count, config.keep_tokens)
-
-
-def _rounded(share: float, numerator: int, denominator: int) -> int:
-    top, bottom = _fraction(share)
-    return (2 * top * numerator + bottom * denominator) // (2 * bottom * denominator)
-
-
-@lru_cache(maxsize=64)
-def _fraction(share: float) -> tuple[int, int]:
-    return Fraction(share).limit_denominator(10**9).as_integer_ratio()
