@@ -10,13 +10,15 @@ import torch
 from quickprefill.errors import ConfigError, InputError
 from quickprefill.policies.base import Compressor, Selector
 from quickprefill.policies.seen import GroupAttention
-from quickprefill.policies.shared.dpc_knn import cluster_means, contiguous, dpc_knn
+from quickprefill.policies.shared.dealing import by_pool, deal_best
+from quickprefill.policies.shared.merging import merge_bytes, merge_segments
+from quickprefill.policies.shared.segments import count_tokens, find_segments
+from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = ["PruneVid"]
 
-_BLOCK = 1 << 21
-"""Numbers in the largest temporary: slices are compared and clustered in blocks."""
+_PAPER_CLUSTERS = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class PruneVid(Compressor, Selector):
     Stage 2, `select`. At `layer`, the tokens with the most attention from the question stay.
 
     Stage 3. The layers up to `layer` keep only those tokens in their caches too.
+
+    The config's `keep` is met by the last stage where it has no ratio of its own. Stage 2 keeps just that many. Stage 1
+    as the last one deals that many clusters over the static and dynamic sets in proportion to their sizes; where even
+    whole sets are too few it clusters nothing, and the least similar static places become dynamic until there are
+    enough: up to one token per slice more. Before stage 2 it works as in the paper, but leaves no fewer than stage 2
+    is to keep.
 
     Where this differs from the authors' program:
 
@@ -52,12 +60,13 @@ class PruneVid(Compressor, Selector):
     """A place is static if the mean cosine over all pairs of slices is above this, -1 <= tau <= 1; at 1 none is."""
     temporal_segment_ratio: float = 0.25
     """Clusters of slices per slice, in (0, 1]; segments are what is contiguous of them."""
-    cluster_ratio: float = 0.5
-    """Clusters per token of a static or dynamic set, in (0, 1]; 1 merges nothing over space."""
+    cluster_ratio: float | None = None
+    """Clusters per token of a static or dynamic set, in (0, 1] (the paper's is 0.5); 1 merges nothing over space. None:
+    as many as `keep` asks for, if stage 1 is the last; else the paper's, or more where stage 2 is to keep more."""
     k: int = 7
     """Neighbours that make the density in the clustering, >= 1."""
     min_cluster_tokens: int = 14
-    """Sets of at most this many tokens are not clustered, >= 0."""
+    """Sets of at most this many tokens are not clustered, >= 0; but they are where `keep` is to be met."""
     keep_ratio: float | None = None
     """Share of the merged tokens that stage 2 keeps (the paper's alpha is 0.4), in (0, 1]; None: the config's `keep`,
     taken of what the vision tower made."""
@@ -135,7 +144,29 @@ class PruneVid(Compressor, Selector):
     @classmethod
     def merge_only(cls) -> PruneVid:
         """Stage 1 alone, with the paper's values: tau 0.8, cluster_ratio 0.5."""
-        return cls(select_tokens=False, prune_cache=False)
+        return cls(cluster_ratio=0.5, select_tokens=False, prune_cache=False)
+
+    def most_tokens(self, grid: Grid, num_kept: int) -> int:
+        """What is left where everything moves, or a token per slice more than `num_kept`; the larger where both count.
+
+        Small sets aren't clustered, so that a few static places may add to what moving ones alone would leave.
+        """
+        size, slices, least = grid.slice_tokens, grid.slices, self._least(num_kept)
+        dealt = 0 if least is None else least + slices
+        if self.cluster_ratio is None and not self.select_tokens:
+            return min(dealt, grid.num_tokens)
+        moving = float(self._clusters(size))
+        if slices > 1:  # in segments of two slices, which is where a static token counts most
+            moving = max(self._clusters(still) / 2 + self._clusters(size - still) for still in range(size + 1))
+        return min(max(int(slices * moving), dealt), grid.num_tokens)
+
+    def workspace_bytes(
+        self, num_tokens: int, slice_tokens: int, width: int, itemsize: int, num_kept: int | None = None
+    ) -> int:
+        """That of a video in which everything moves; `shared.merging.merge_bytes` says of what."""
+        grid = Grid(num_tokens // slice_tokens, 1, slice_tokens)
+        most = self.most_tokens(grid, num_tokens if num_kept is None else num_kept)
+        return merge_bytes(grid, most, width, itemsize)
 
     def compress(self, tokens: VideoTokens) -> VideoTokens:
         """Stage 1: the merged tokens, in raster order.
@@ -144,9 +175,11 @@ class PruneVid(Compressor, Selector):
         dynamic one. Means are taken in float32 or better; a token that nothing was merged with is unchanged.
 
         Raises:
-            ConfigError: tokens were dropped before; the slices are no longer whole.
+            ConfigError: nobody says how much is to be left; or tokens were dropped before, so that slices are no longer
+                whole.
         """
-        if not self.merge:
+        least = self._least(tokens.num_kept)
+        if not self.merge or (least or 0) >= tokens.grid.num_tokens == tokens.num_tokens:
             return tokens
         grid = tokens.grid
         if tokens.num_tokens != grid.num_tokens:
@@ -154,15 +187,27 @@ class PruneVid(Compressor, Selector):
                 f"PruneVid must be the first stage: it compares whole slices, {grid.num_tokens} tokens, but got "
                 f"{tokens.num_tokens}"
             )
-        slices = tokens.embeds.reshape(grid.slices, grid.slice_tokens, -1)  # (T, P, C)
-        sets = [merged for start, stop in self._segments(slices) for merged in self._merge(slices, start, stop)]
-        source = torch.cat([places.flatten() for _, places, _ in sets])
-        order = source.argsort()
-        return replace(
-            tokens.take(source[order]),
-            embeds=torch.cat([embeds.flatten(0, 1) for embeds, _, _ in sets])[order].to(tokens.embeds.dtype),
-            pools=torch.cat([pools.expand_as(places).flatten() for _, places, pools in sets])[order],
-        )
+        if self.cluster_ratio is None and not self.select_tokens and tokens.num_kept is None:
+            raise ConfigError(
+                "PruneVid was not told how much stage 1 leaves; give cluster_ratio, or set num_kept of the tokens"
+            )
+        slices = tokens.embeds.view(grid.slices, grid.slice_tokens, -1)  # (T, P, W)
+        features = tokens.features.view(grid.slices, grid.slice_tokens, -1)
+        segments, similarity = find_segments(features, self.tau, self.temporal_segment_ratio, self.k)
+        segments = count_tokens(segments, similarity, self._clusters, least, at_least=self.select_tokens)
+        embeds, source, pools = merge_segments(slices, features.shape[-1], segments, self.k)
+        positions = tokens.positions.to(source.device)[:, source]
+        return replace(tokens, embeds=embeds, positions=positions, source=source, pools=pools)
+
+    def _least(self, num_kept: int | None) -> int | None:
+        """How many tokens stage 1 leaves for `keep` to be met; None: it has a ratio of its own, or stage 2 has one."""
+        own = self.cluster_ratio is not None or (self.select_tokens and self.keep_ratio is not None)
+        return None if own else num_kept
+
+    def _clusters(self, size: int) -> int:
+        """How many clusters the ratio makes of a set."""
+        ratio = _PAPER_CLUSTERS if self.cluster_ratio is None else self.cluster_ratio
+        return size if size <= self.min_cluster_tokens else max(int(size * ratio), 1)
 
     def select(self, seen: GroupAttention) -> torch.Tensor:
         """Stage 2: ascending indices of the tokens that stay.
@@ -179,18 +224,11 @@ class PruneVid(Compressor, Selector):
         score = seen.attention.amax(dim=(0, 1))
         pools = None if self.budget == "global" else seen.pools
         pools = torch.zeros_like(score, dtype=torch.long) if pools is None else pools.to(score.device)
-        best = score.argsort(descending=True, stable=True)
-        best = best[pools[best].argsort(stable=True)]  # pool by pool, the best of each first
-        rank, size = _ranks(pools[best])
-        if self.keep_ratio is not None:
-            count = (size.double() * self.keep_ratio).long().clamp(min=1)
-            return best[rank < count].sort().values
-        # Largest remainder, one at a time: next comes the pool furthest below its due, num_kept x size / N. Times N, so
-        # in integers; and nothing waits for the device to count pools.
-        due = seen.num_kept * size - rank * seen.num_tokens
-        first = rank == 0
-        due = torch.where(first & (first.sum() <= seen.num_kept), torch.iinfo(due.dtype).max, due)
-        return best[due.argsort(descending=True, stable=True)[: seen.num_kept]].sort().values
+        if self.keep_ratio is None:
+            return deal_best(seen.num_kept, score, pools)
+        best, rank, size = by_pool(score, pools)
+        count = (size.double() * self.keep_ratio).long().clamp(min=1)
+        return best[rank < count].sort().values
 
     @staticmethod
     def stats(before: VideoTokens, after: VideoTokens) -> dict[str, float]:
@@ -202,71 +240,3 @@ class PruneVid(Compressor, Selector):
             "reduction_percentage": 100 * (1 - after.num_tokens / before.num_tokens),
             "static_ratio": static,
         }
-
-    def _segments(self, slices: torch.Tensor) -> list[tuple[int, int]]:
-        """Half-open ranges of similar slices, (T, P, C) -> at most T of them."""
-        descriptors = slices.mean(dim=1, dtype=_wide(slices))
-        num_clusters = max(int(len(slices) * self.temporal_segment_ratio), 1)
-        labels, _ = dpc_knn(descriptors[None], num_clusters, self.k)
-        return contiguous(labels[0].tolist())
-
-    def _merge(self, slices: torch.Tensor, start: int, stop: int) -> list[tuple[torch.Tensor, ...]]:
-        """The static set and the dynamic sets of segment [start, stop): embeds (B, n, C), places (B, n), pools (B, 1).
-
-        The static set has one row, for the first slice; the dynamic sets have a row per slice.
-        """
-        segment = slices[start:stop]
-        static = _similarity(segment) > self.tau
-        sets: list[tuple[torch.Tensor, ...]] = []
-        for moves, inside in enumerate((static, ~static)):
-            columns = inside.nonzero()[:, 0]
-            if columns.shape[0] == 0:
-                continue
-            rows = torch.arange(start, stop if moves else start + 1, device=slices.device)[:, None]
-            points = segment[:, columns] if moves else segment.mean(dim=0, dtype=_wide(segment))[columns][None]
-            embeds, centres = self._cluster(points)
-            sets.append((embeds, rows * slices.shape[1] + columns[centres], 2 * rows + moves))
-        return sets
-
-    def _cluster(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means of the clusters of each set and the indices of their centres, (B, n, C) -> (B, m, C) and (B, m)."""
-        sets, size, channels = points.shape
-        count = max(int(size * self.cluster_ratio), 1)
-        if size <= self.min_cluster_tokens or count == size:
-            return points.to(_wide(points)), torch.arange(size, device=points.device).expand(sets, size)
-        means, centres = [], []
-        for block in torch.split(points, max(_BLOCK // (size * max(size, channels)), 1)):
-            block = block.double()  # once for both
-            labels, peaks = dpc_knn(block, count, self.k)
-            means.append(cluster_means(block, labels, count).to(_wide(points)))
-            centres.append(peaks)
-        return torch.cat(means), torch.cat(centres)
-
-
-def _wide(states: torch.Tensor) -> torch.dtype:
-    """float32, or float64 where the states have it."""
-    return torch.promote_types(states.dtype, torch.float32)
-
-
-def _ranks(pools: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each of (N,) ascending pool numbers, its rank within its pool and the pool's size."""
-    start = torch.searchsorted(pools, pools)
-    rank = torch.arange(pools.shape[0], device=pools.device) - start
-    return rank, torch.searchsorted(pools, pools, right=True) - start
-
-
-def _similarity(segment: torch.Tensor) -> torch.Tensor:
-    """Mean cosine over all pairs of different slices, per place, (W, P, C) -> (P,); -inf where there is no pair.
-
-    The sum over all pairs is the squared norm of the sum of the unit vectors: no (W, W) matrix is needed.
-    """
-    width = segment.shape[0]
-    if width == 1:
-        return torch.full(segment.shape[1:2], -torch.inf, device=segment.device)
-    total = segment.new_zeros(segment.shape[1:], dtype=_wide(segment))
-    itself = total.new_zeros(segment.shape[1])  # cosines of tokens with themselves: 1, or 0 for a zero token
-    for block in torch.split(segment, max(_BLOCK // total.numel(), 1)):
-        norms = torch.linalg.vector_norm(block, dim=-1, keepdim=True, dtype=total.dtype)
-        total += (block / norms.clamp(min=1e-12)).sum(dim=0)
-        itself += (norms > 0).sum(dim=(0, 2))
-    return ((total.square().sum(dim=-1) - itself) / (width * (width - 1))).clamp(max=1)

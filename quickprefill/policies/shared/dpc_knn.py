@@ -44,8 +44,9 @@ def cluster_means(points: torch.Tensor, labels: torch.Tensor, num_clusters: int)
 
     A product with the membership matrix: adding by index would round differently from run to run on a GPU.
     """
-    member = torch.nn.functional.one_hot(labels, num_clusters).transpose(1, 2).double()
-    return (member @ points.double()) / member.sum(dim=-1, keepdim=True)
+    clusters = torch.arange(num_clusters, device=labels.device)[:, None]
+    member = (labels[:, None, :] == clusters).double()
+    return (member @ points.double()).div_(member.sum(dim=-1, keepdim=True))
 
 
 def contiguous(labels: Sequence[int]) -> list[tuple[int, int]]:
@@ -84,7 +85,10 @@ def _squared_distances(points: torch.Tensor) -> torch.Tensor:
     """Squared Euclidean distances divided by the number of channels, (B, n, C) -> (B, n, n) in float32."""
     points = points.double()
     products = points @ points.transpose(1, 2)
-    norms = products.diagonal(dim1=1, dim2=2)
-    scale = norms[:, :, None] + norms[:, None, :]
-    squared = torch.sub(scale, products, alpha=2)
-    return squared.masked_fill_(squared <= _SAME * scale, 0).div_(points.shape[-1]).float()
+    norms = products.diagonal(dim1=1, dim2=2).clone()
+    same = norms[:, :, None] + norms[:, None, :]
+    squared = products.mul_(-2).add_(same)  # in place: n^2 numbers of 8 bytes are what limits n
+    same.mul_(_SAME)
+    squared.masked_fill_(squared <= same, 0).div_(points.shape[-1])
+    del same
+    return squared.float()

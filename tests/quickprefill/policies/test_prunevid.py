@@ -41,7 +41,7 @@ def cosine(a, b):
 
 def literal_clusters(points, policy):
     """(mean, index of the centre) of each cluster of one set."""
-    count = max(1, int(len(points) * policy.cluster_ratio))
+    count = max(1, int(len(points) * (policy.cluster_ratio or 0.5)))
     if len(points) <= policy.min_cluster_tokens:
         return [(point, index) for index, point in enumerate(points)]
     labels, centres = literal_dpc_knn(points, count, policy.k)
@@ -173,7 +173,8 @@ def test_autocast_changes_nothing():
 def test_clustering_in_blocks_changes_nothing(monkeypatch):
     tokens = video(7, 4, 8)
     expected = PruneVid().compress(tokens)
-    monkeypatch.setattr("quickprefill.policies.prunevid._BLOCK", 3000)
+    monkeypatch.setattr("quickprefill.policies.shared.merging.BLOCK", 3000)
+    monkeypatch.setattr("quickprefill.policies.shared.segments.BLOCK", 100)
     result = PruneVid().compress(tokens)
     assert torch.equal(result.source, expected.source)
     torch.testing.assert_close(result.embeds, expected.embeds)
