@@ -184,6 +184,8 @@ def _extra_repr(stock: Callable[[], str], model: Any) -> str:
 def _shown(config: QuickPrefillConfig, name: str) -> str:
     if name == "policy":
         return " + ".join(map(repr, config.policies))
+    if name == "keep" and config.own_ratio is not None:
+        return f"{config.keep} (the policy's own {config.own_ratio} wins)"
     if name == "keep" and config.keep is None:
         return f"{config.keep_share} (default)"
     return repr(getattr(config, name))

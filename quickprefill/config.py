@@ -31,8 +31,8 @@ class QuickPrefillConfig:
 
     keep: float | None = None
     """Share of each group's video tokens that stays, 0 < keep <= 1: in every layer's cache if the policy scores, in the
-    decoder if it compresses or selects. At 1 the answers are the stock model's. None: 0.5, or 1 where `keep_tokens` or
-    a ratio of the policy's own sets the budget."""
+    decoder if it compresses or selects. At 1 the answers are the stock model's. A ratio that a policy was given of its
+    own wins. None: 0.5, or 1 where `keep_tokens` or such a ratio sets the budget."""
     keep_tokens: int | None = None
     """At most this many of each group's video tokens stay. Given together with `keep`, the smaller budget holds."""
     group_frames: int | Literal["auto"] | None = None
@@ -83,11 +83,11 @@ class QuickPrefillConfig:
                 f"keep is what stays behind {later.name}; say what {compressor.name} leaves before it by a ratio of "
                 "its own, as with VidCom2(retention_ratio=0.5) or PruneVid.merge_only()"
             )
-        ratio = self._last_ratio
-        if ratio is not None and ((self.keep or 1.0) != 1.0 or self.keep_tokens is not None):
-            given = f"keep={self.keep}" if self.keep_tokens is None else f"keep_tokens={self.keep_tokens}"
+        ratio = self.own_ratio
+        if ratio is not None and self.keep_tokens is not None:
             raise ConfigError(
-                f"{given} and a ratio of {ratio} in {self.selector or compressor!r} both say how much stays; give one"
+                f"keep_tokens={self.keep_tokens} and a ratio of {ratio} in {self.selector or compressor!r} both say "
+                "how much stays; give one"
             )
 
     def _check_scoring(self) -> None:
@@ -132,11 +132,11 @@ class QuickPrefillConfig:
         """`keep`, or what it is where it was not given."""
         if self.keep is not None:
             return self.keep
-        return _DEFAULT_KEEP if self.keep_tokens is None and self._last_ratio is None else 1.0
+        return _DEFAULT_KEEP if self.keep_tokens is None and self.own_ratio is None else 1.0
 
     @property
-    def _last_ratio(self) -> float | None:
-        """The own ratio of the stage behind which nothing is dropped any more; a scorer has none."""
+    def own_ratio(self) -> float | None:
+        """The ratio that the last stage to drop tokens has of its own; it then wins over `keep`. A scorer has none."""
         if self.scorer is not None:
             return None
         if self.selector is not None:

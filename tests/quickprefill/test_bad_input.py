@@ -8,7 +8,7 @@ from transformers import pipeline
 
 import quickprefill
 from quickprefill import ConfigError, QuickPrefillConfig, UnsupportedModelError
-from quickprefill.policies import KeyNorm, PruneVid
+from quickprefill.policies import KeyNorm, PruneVid, VidCom2
 from tests.quickprefill.calls import forward, stored
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
@@ -128,3 +128,12 @@ def test_print_shows_every_field_of_the_config(model):
     for name, value in values.items():
         assert f"{name}={value}" in text
     assert "policy=ValueNorm(largest=True" in text
+
+
+def test_print_shows_a_ratio_that_wins_over_keep(model):
+    with quickprefill.patched(model, keep=0.5, policy=VidCom2(0.25)):
+        assert "keep=0.5 (the policy's own 0.25 wins), " in repr(model)
+        forward(model, INPUTS)
+        assert quickprefill.report(model).entered_tokens < 0.4 * quickprefill.report(model).video_tokens
+    with quickprefill.patched(model):
+        assert "keep=0.5 (default), " in repr(model)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
+from quickprefill.budget.counts import compressed_count, selected_count
 from quickprefill.policies import Compressor, KeyNorm, PruneVid, QueryAttention, Random, Selector, VidCom2
 
 
@@ -166,9 +167,8 @@ def test_policies_in_a_list():
         ({"policy": ("vidcom2", "key_norm")}, r"what stays behind key_norm; .*VidCom2\(retention_ratio=0.5\)"),
         ({"policy": (PruneVid(select_tokens=False), "key_norm")}, r"say what prunevid leaves before it"),
         ({"policy": ("vidcom2", PruneVid(merge=False))}, r"what stays behind prunevid; say what vidcom2 leaves"),
-        ({"policy": VidCom2(0.25), "keep": 0.5}, r"keep=0.5 and a ratio of 0.25 in VidCom2\(.*both say how much stays"),
-        ({"policy": VidCom2(0.25), "keep_tokens": 5}, r"keep_tokens=5 and a ratio of 0.25 in VidCom2"),
-        ({"policy": PruneVid.paper(), "keep": 0.5}, r"keep=0.5 and a ratio of 0.4 in PruneVid"),
+        ({"policy": VidCom2(0.25), "keep_tokens": 5}, r"keep_tokens=5 and a ratio of 0.25 in VidCom2.*give one"),
+        ({"policy": PruneVid.paper(), "keep_tokens": 5}, r"keep_tokens=5 and a ratio of 0.4 in PruneVid"),
         ({"policy": "vidcom2", "first_layer": 1}, "first_layer=1 needs a policy that scores, such as key_norm"),
         ({"policy": "vidcom2", "layer_decay": 0.5}, "layer_decay=0.5 needs a policy that scores"),
         ({"policy": "prunevid", "progressive_from": 0}, "progressive_from=0 needs a policy that scores"),
@@ -214,3 +214,11 @@ def test_layers_outside_the_model():
         config.check_layers(4)
         with pytest.raises(ConfigError, match=f"{name} must be below the model's 3 decoder layers, got 3"):
             config.check_layers(3)
+
+
+@pytest.mark.parametrize(("policy", "ratio"), [(VidCom2(0.25), 0.25), (PruneVid.paper(), 0.4)], ids=str)
+def test_a_ratio_of_the_policys_own_wins_over_keep(policy, ratio):
+    config = QuickPrefillConfig.from_dict({**vars(QuickPrefillConfig(keep=0.5)), "policy": policy})
+    assert (config.keep, config.own_ratio) == (0.5, ratio)
+    left = compressed_count(config, 1000) if policy == VidCom2(0.25) else selected_count(config, 1000, 2000, 1000)
+    assert left == 1000 * ratio

@@ -50,9 +50,9 @@ COMPRESSORS = {
     "vidcom2": (VidCom2(0.25), None),
     "vidcom2 exact": (VidCom2(0.5, exact_total=True), None),
     "vidcom2 by groups": (VidCom2(0.5, scope="group"), 2),
-    "prunevid stage 1": (PruneVid(select_tokens=False, min_cluster_tokens=4), None),
-    "prunevid stage 1, all static": (PruneVid(select_tokens=False, tau=-1.0), None),
-    "prunevid stage 1 by groups": (PruneVid(select_tokens=False, scope="group", tau=0.1), 2),
+    "prunevid stage 1": (PruneVid(cluster_ratio=0.5, select_tokens=False, min_cluster_tokens=4), None),
+    "prunevid stage 1, all static": (PruneVid(cluster_ratio=0.5, select_tokens=False, tau=-1.0), None),
+    "prunevid stage 1 by groups": (PruneVid(cluster_ratio=0.5, select_tokens=False, scope="group", tau=0.1), 2),
 }
 
 
@@ -246,7 +246,9 @@ def test_a_question_is_needed_where_a_policy_asks(model):
         ({"policy": ("vidcom2", PruneVid.merge_only())}, "only one policy of a tuple may compress"),
         ({"policy": (PruneVid(), "key_norm")}, r"PruneVid\(select_tokens=False\)"),
         ({"policy": PruneVid(merge=False, select_tokens=False)}, "defines none of"),
-        ({"policy": "vidcom2", "keep": 0.5}, "needs a policy that scores, such as key_norm"),
+        ({"policy": ("vidcom2", "key_norm"), "keep": 0.5}, r"ratio of its own, as with VidCom2\(retention_ratio"),
+        ({"policy": "vidcom2", "first_layer": 1}, "needs a policy that scores"),
+        ({"policy": "prunevid", "layer_decay": 0.5}, "needs a policy that scores"),
         ({"policy": "vidcom2", "progressive_from": 1}, "needs a policy that scores"),
         ({"first_layer": -1}, "first_layer must be an integer >= 0"),
         ({"progressive_from": 1, "first_layer": 2}, r"progressive_from must be >= first_layer \(2\)"),
