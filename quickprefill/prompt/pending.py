@@ -40,10 +40,18 @@ class PendingVideo(torch.Tensor):
 
     Our prefill takes it slice by slice. Any operation on it as a tensor gets all features, encoded once as the stock
     model would have, so a stock path that meets one stays right. Moving and copying it leave it as it is.
+
+    Some towers make features for later decoder layers too. They ride behind the first in encode()'s rows, (N, (1 + L) x
+    C), and level(i) is the tensor that stands where the host expects those of the i-th.
     """
 
     pixels: torch.Tensor
     grid: Grid
+    _encode: Encode
+    _features: list[torch.Tensor]
+    """Of the whole video, once somebody made them; shared by all levels."""
+    _upload: Upload | None
+    _columns: slice
 
     @staticmethod
     def __new__(
@@ -67,21 +75,28 @@ class PendingVideo(torch.Tensor):
         """
         shape = (grid.num_tokens, width)
         video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
-        video.pixels, video.grid = pixels, grid
-        video._encode, video._features, video._upload = encode, None, None
+        video.pixels, video.grid, video._encode = pixels, grid, encode
+        video._features, video._upload, video._columns = [], None, slice(0, width)
         if device.type == "cuda" and pixels.device.type == "cpu" and not isinstance(pixels, StreamedPixels):
             video._upload = Upload(pixels, device)
         return video
 
-    _encode: Encode
-    _features: torch.Tensor | None
-    _upload: Upload | None
-
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PendingVideo(grid={self.grid}, pixels={tuple(self.pixels.shape)} on {self.pixels.device})"
 
+    def level(self, index: int) -> PendingVideo:
+        """The features that ride behind the first `index` x C of each row."""
+        width, encode = self.shape[1], self._encode
+        other = PendingVideo(self.pixels, self.grid, encode, width=width, dtype=self.dtype, device=self.device)
+        other._features, other._upload = self._features, self._upload
+        other._columns = slice(index * width, (index + 1) * width)
+        return other
+
     def encode(self, first_slice: int, stop_slice: int) -> torch.Tensor:
-        """Features of temporal slices [first_slice, stop_slice), (N, C). Exact: the tower attends within a slice."""
+        """Rows of temporal slices [first_slice, stop_slice), all levels side by side.
+
+        Exact: the tower attends within a slice.
+        """
         rows = self.pixels.shape[0] // self.grid.slices
         start, stop = first_slice * rows, stop_slice * rows
         return self._encode(self._rows(start, stop), stop_slice - first_slice)
@@ -97,9 +112,10 @@ class PendingVideo(torch.Tensor):
 
     def features(self) -> torch.Tensor:
         """Features of the whole video, (N, C), encoded once."""
-        if self._features is None:
-            self._features = self.encode(0, self.grid.slices).to(self.device, self.dtype)
-        return self._features
+        if not self._features:
+            self._features.append(self.encode(0, self.grid.slices).to(self.device, self.dtype))
+        whole = self._features[0]
+        return whole if whole.shape[1] == self.shape[1] else whole[:, self._columns]
 
     def same_as(self, other: PendingVideo) -> bool:
         """Whether both hold the same pixels, as the copies of one prompt for several beams do."""

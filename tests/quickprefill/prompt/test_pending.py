@@ -68,3 +68,19 @@ def test_same_as_compares_pixels():
     twin.pixels[0, 0] += 1
     assert not video.same_as(twin)
     assert not video.same_as(pending(2)[0])
+
+
+def test_levels_are_columns_of_the_same_rows():
+    calls = []
+
+    def encode(rows, count):
+        calls.append(count)
+        return torch.cat([rows, rows + 100, rows + 200], dim=1)
+
+    pixels = torch.arange(12.0).view(6, 2)
+    video = PendingVideo(pixels, Grid(3, 1, 2), encode, width=2, dtype=torch.float32, device=torch.device("cpu"))
+    second = video.level(2)
+    assert (second.shape, video.encode(1, 2).shape) == ((6, 2), (2, 6))
+    assert torch.equal(second + 0, pixels + 200)
+    assert torch.equal(video + 0, pixels)
+    assert calls == [1, 3], "the whole video is encoded once for all levels"
