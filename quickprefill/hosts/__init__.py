@@ -2,10 +2,15 @@
 
 from quickprefill.hosts.base import Host
 from quickprefill.hosts.qwen2_5_vl import Qwen2_5_VL
+from quickprefill.hosts.qwen2_vl import Qwen2_VL
+from quickprefill.hosts.qwen3_vl import Qwen3_VL, Qwen3_VL_MoE
 
 __all__ = ["FAMILIES", "Host"]
 
 FAMILIES: dict[str, Host] = {
     "qwen2_5_vl": Qwen2_5_VL(),
+    "qwen2_vl": Qwen2_VL(),
+    "qwen3_vl": Qwen3_VL(),
+    "qwen3_vl_moe": Qwen3_VL_MoE(),
 }
 """Every supported host by its `config.model_type`."""

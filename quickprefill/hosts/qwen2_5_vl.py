@@ -1,86 +1,17 @@
-"""Qwen2.5-VL: what it does not share with other hosts."""
+"""Qwen2.5-VL: a video is one run of placeholders; the tower's layers attend in windows or in slices."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-
-from quickprefill.hosts import versions
-from quickprefill.hosts.base import Geometry
-from quickprefill.hosts.devices import execution_device, layer_devices
-from quickprefill.hosts.qwen_vision import pending_videos
-from quickprefill.hosts.transformers import TransformersHost
-from quickprefill.prompt.pending import PendingVideo
-from quickprefill.prompt.spans import Grid
+from quickprefill.hosts.qwen import QwenHost
 
 __all__ = ["Qwen2_5_VL"]
 
 
-class Qwen2_5_VL(TransformersHost):
-    """Facts about Qwen2_5_VLForConditionalGeneration: three-dimensional positions, slices of two frames, windows."""
+class Qwen2_5_VL(QwenHost):
+    """Facts about Qwen2_5_VLForConditionalGeneration."""
 
     model_type = "qwen2_5_vl"
     tested = ("5.17", "5.23")
     module_name = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
     head_name = "Qwen2_5_VLForConditionalGeneration"
     core_name = "Qwen2_5_VLModel"
-
-    def frames_per_slice(self, core: Any) -> int:
-        return int(core.config.vision_config.temporal_patch_size)
-
-    def closing_token_ids(self, core: Any) -> frozenset[int]:
-        return frozenset({core.config.vision_end_token_id})
-
-    def grids(self, core: Any, inputs: Mapping[str, Any]) -> list[Grid]:
-        grids = inputs.get("video_grid_thw")
-        merge = core.config.vision_config.spatial_merge_size
-        return [] if grids is None else [Grid(t, h // merge, w // merge) for t, h, w in grids.tolist()]
-
-    def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
-        return pending_videos(core, call["pixel_values_videos"], call["video_grid_thw"])
-
-    def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
-        return core.get_image_features(call["pixel_values"], call["image_grid_thw"])
-
-    def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
-        ids, past, positions = call["input_ids"], call.get("past_key_values"), call.get("position_ids")
-        if positions is None:
-            named = {name: call.get(name) for name in _FOR_POSITIONS}
-            embeds = torch.empty(*ids.shape, 0, device=ids.device)
-            compute = core.compute_3d_position_ids
-            positions = compute(**versions.known_arguments(compute, {**named, "inputs_embeds": embeds}))
-        if positions is None:
-            start = 0 if past is None else past.get_seq_length()
-            positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-        if positions.ndim == 2:
-            return positions.expand(3, ids.shape[0], -1)
-        # generate() puts a row of text positions first; it only serves packed sequences.
-        return positions[-3:]
-
-    def geometry(self, core: Any) -> Geometry:
-        text, vision = core.config.get_text_config(), core.config.vision_config
-        return Geometry(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            mlp=text.intermediate_size,
-            vision_layers=vision.depth,
-            vision_hidden=vision.hidden_size,
-            vision_mlp=vision.intermediate_size,
-            patches_per_token=vision.spatial_merge_size**2,
-            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-            dtype=core.dtype,
-            devices=layer_devices(core.language_model.layers),
-            vision_device=execution_device(core.visual),
-            eager=self.attention_config(core)._attn_implementation == "eager",
-        )
-
-
-_FOR_POSITIONS = (
-    *("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "past_key_values"),
-    *("second_per_grid_ts", "mm_token_type_ids"),
-)

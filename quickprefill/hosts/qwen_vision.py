@@ -51,8 +51,7 @@ def _encoder(core: Any, device: torch.device, layout: Any) -> Encode:
         rows = rows.to(device, non_blocking=True)
         with batched_segments(core.visual.config):
             grid, derived = layout(slices)
-            features = versions.pooled(core.get_video_features(rows, grid, **derived))
-        return torch.cat(tuple(features)) if len(features) > 1 else features[0]
+            return versions.stacked_features(core.get_video_features(rows, grid, **derived))
 
     return encode
 
@@ -67,21 +66,32 @@ def _layout(visual: Any, device: torch.device, slices: int, height: int, width: 
     helpers = versions.module_of("transformers.vision_utils")
     if not hasattr(helpers, "get_vision_attention_seqlens"):
         return grid, {}
+    merge = visual.spatial_merge_size
     segments, longest = helpers.get_vision_attention_seqlens(grid, visual.config)
-    window_index, windows = helpers.get_vision_window_index(
-        grid,
-        spatial_merge_size=visual.spatial_merge_size,
-        window_size=visual.window_size,
-        patch_size=visual.patch_size,
-    )
     # A flash kernel takes the boundaries to the device; the other kinds cut along them on the host.
     boundaries = device if flash_is_requested(visual.config) else torch.device("cpu")
-    return grid, {
+    derived = {
         "return_dict": True,
-        "video_position_ids": helpers.get_vision_position_ids(grid, visual.spatial_merge_size).to(device),
-        "video_window_index": window_index.to(device),
+        "video_position_ids": helpers.get_vision_position_ids(grid, merge).to(device),
         "video_cu_seqlens": segments.to(boundaries),
-        "video_cu_window_seqlens": windows.to(boundaries),
         "video_max_seqlen": longest,
-        "video_max_window_seqlen": helpers.get_max_seqlen(windows, visual.config),
     }
+    if hasattr(visual, "window_size"):  # layers that attend in windows
+        index, windows = helpers.get_vision_window_index(
+            grid, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size
+        )
+        derived |= {
+            "video_window_index": index.to(device),
+            "video_cu_window_seqlens": windows.to(boundaries),
+            "video_max_window_seqlen": helpers.get_max_seqlen(windows, visual.config),
+        }
+    if hasattr(visual, "num_grid_per_side"):  # a learned table of positions, interpolated
+        places, weights = helpers.get_vision_interpolation_indices_and_weights(
+            grid,
+            num_grid_per_side=visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        derived |= {"video_interp_indices": places.to(device), "video_interp_weights": weights.to(device)}
+    return grid, derived

@@ -78,12 +78,16 @@ class TransformersHost(Host):
         given = (model_kwargs.get("mm_encoder_outputs") or {}).get("video")
         if given is not None or any(model_kwargs.get(name) is None for name in self.video_inputs):
             return stock(model_kwargs)
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
         videos = self.videos(self.core(head), model_kwargs)
         prepared = stock({name: value for name, value in model_kwargs.items() if name not in self.video_inputs})
-        prepared["mm_encoder_outputs"]["video"] = BaseModelOutputWithPooling(pooler_output=videos)
+        prepared["mm_encoder_outputs"]["video"] = self.deferred(self.core(head), videos)
         return prepared
+
+    def deferred(self, core: Any, videos: list[PendingVideo]) -> Any:
+        """What get_video_features() returns, with videos that are not encoded yet."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=videos)
 
     def has_video(self, call: Mapping[str, Any]) -> bool:
         return call.get(self.video_inputs[0]) is not None or _encoded(call, "video") is not None
@@ -113,7 +117,7 @@ class TransformersHost(Host):
         encoded = _encoded(call, "image")
         if encoded is None and call.get("pixel_values") is not None:
             encoded = self.image_features(core, call)
-        return None if encoded is None else torch.cat(tuple(versions.pooled(encoded)))
+        return None if encoded is None else versions.stacked_features(encoded)
 
     def named(self, core: Any, ids: torch.Tensor) -> torch.Tensor:
         return ids
@@ -136,11 +140,16 @@ class TransformersHost(Host):
     def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
         table = core.get_input_embeddings()
         ids = ids.to(execution_device(table))
-        embeds: torch.Tensor = table(ids)
-        if images is not None and len(images):
-            image_mask = (ids == self.image_token_id(core))[:, None]
-            embeds = embeds.masked_scatter(image_mask, images.to(embeds.device, embeds.dtype))
-        return embeds
+        return self.with_images(core, ids, table(ids), images)
+
+    def with_images(
+        self, core: Any, ids: torch.Tensor, embeds: torch.Tensor, images: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Embeddings with the features of the images in the place of their tokens."""
+        if images is None or not len(images):
+            return embeds
+        image_mask = (ids == self.image_token_id(core))[:, None].to(embeds.device)
+        return embeds.masked_scatter(image_mask, images.to(embeds.device, embeds.dtype))
 
     def rotary(self, core: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
         return core.language_model.rotary_emb(hidden, positions[:, None].to(hidden.device))

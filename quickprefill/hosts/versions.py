@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "named_output",
     "new_cache",
     "pooled",
+    "stacked_features",
 ]
 
 ENCODES_FIRST = "_prepare_multimodal_encoder_kwargs_for_generation"
@@ -51,6 +52,20 @@ def first_tensor(output: Any) -> torch.Tensor:
 def pooled(output: Any) -> Any:
     """The features in what get_video_features() and get_image_features() return: in 4.x they are all of it."""
     return getattr(output, "pooler_output", output)
+
+
+def stacked_features(output: Any) -> torch.Tensor:
+    """(M, C) features of all items in what get_*_features() returns; those for later layers behind them, wider rows.
+
+    Each level comes item by item, or up to 5.17 with all items in one tensor.
+    """
+    levels = [pooled(output), *(getattr(output, "deepstack_features", None) or ())]
+    whole = [level if isinstance(level, torch.Tensor) else _joined(level) for level in levels]
+    return torch.cat(whole, dim=1) if len(whole) > 1 else whole[0]
+
+
+def _joined(items: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tuple(items)) if len(items) > 1 else items[0]
 
 
 def known_arguments(function: Callable[..., Any], call: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _machinery_reason(core: Any, call: dict[str, Any]) -> str | None:
     mask = call.get("attention_mask")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         return "attention_mask is not a 2-D padding mask (a static cache or a custom mask)"
-    for name in ("output_attentions", "output_hidden_states"):
+    for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
         configs = (core.config, core.config.get_text_config())
         wanted = call.get(name)
         if wanted if wanted is not None else any(getattr(config, name, False) for config in configs):

@@ -1,0 +1,85 @@
+"""What the hosts of the Qwen family share: grids by video_grid_thw, three-dimensional positions, a tower by slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from quickprefill.attention.interface import host_implementation
+from quickprefill.hosts import versions
+from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.qwen_vision import pending_videos
+from quickprefill.hosts.transformers import TransformersHost
+from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.spans import Grid
+
+__all__ = ["QwenHost"]
+
+_FOR_POSITIONS = (
+    *("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "past_key_values"),
+    *("second_per_grid_ts", "mm_token_type_ids"),
+)
+
+
+class QwenHost(TransformersHost):
+    """A host whose videos come as pixel_values_videos and video_grid_thw, in slices of two frames."""
+
+    def frames_per_slice(self, core: Any) -> int:
+        return int(core.config.vision_config.temporal_patch_size)
+
+    def closing_token_ids(self, core: Any) -> frozenset[int]:
+        return frozenset({core.config.vision_end_token_id})
+
+    def grids(self, core: Any, inputs: Mapping[str, Any]) -> list[Grid]:
+        grids = inputs.get("video_grid_thw")
+        merge = core.config.vision_config.spatial_merge_size
+        return [] if grids is None else [Grid(t, h // merge, w // merge) for t, h, w in grids.tolist()]
+
+    def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
+        return pending_videos(core, call["pixel_values_videos"], call["video_grid_thw"])
+
+    def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
+        return core.get_image_features(call["pixel_values"], call["image_grid_thw"])
+
+    def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
+        ids, past, positions = call["input_ids"], call.get("past_key_values"), call.get("position_ids")
+        if positions is None:
+            named = {name: call.get(name) for name in _FOR_POSITIONS}
+            embeds = torch.empty(*ids.shape, 0, device=ids.device)
+            compute = core.compute_3d_position_ids
+            positions = compute(**versions.known_arguments(compute, {**named, "inputs_embeds": embeds}))
+        if positions is None:
+            start = 0 if past is None else past.get_seq_length()
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+        if positions.ndim == 2:
+            return positions.expand(3, ids.shape[0], -1)
+        # generate() puts a row of text positions first; it only serves packed sequences.
+        return positions[-3:]
+
+    def geometry(self, core: Any) -> Geometry:
+        text, vision = core.config.get_text_config(), core.config.vision_config
+        vision_hidden, vision_mlp = self.vision_sizes(vision)
+        return Geometry(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            mlp=text.intermediate_size,
+            vision_layers=vision.depth,
+            vision_hidden=vision_hidden,
+            vision_mlp=vision_mlp,
+            patches_per_token=vision.spatial_merge_size**2,
+            patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
+            dtype=core.dtype,
+            devices=layer_devices(core.language_model.layers),
+            vision_device=execution_device(core.visual),
+            eager=host_implementation(self.attention_config(core)) == "eager",
+        )
+
+    def vision_sizes(self, vision: Any) -> tuple[int, int]:
+        """Hidden size and MLP size of the tower's layers, from its config."""
+        return vision.hidden_size, vision.intermediate_size

@@ -1,0 +1,146 @@
+"""Tiny models of every supported family, and prompts as each family's processor lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tests.tiny import FIRST_WORD, IMAGE, MERGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip, tiny_model
+
+TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [1, 1, 2]},
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": PAD,
+}
+IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """How to build a family's model, and what its prompts look like."""
+
+    model: Callable[..., Any]
+    patch_values: int
+    seconds: bool = False
+    """Whether the processor gives second_per_grid_ts."""
+    timestamps: bool = False
+    """Whether each slice stands behind its time, between vision tokens of its own."""
+
+
+def random_model(config: Any, head: Any, attention: str, seed: int = 0) -> Any:
+    """A model whose logits differ, although nothing was trained."""
+    torch.manual_seed(seed)
+    config._attn_implementation = attention
+    model = head(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def qwen2_vl(attention: str = "sdpa") -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4, "hidden_size": 48}
+    return random_model(
+        Qwen2VLConfig(text_config=dict(TEXT), vision_config=vision, **IDS), Qwen2VLForConditionalGeneration, attention
+    )
+
+
+QWEN3_VISION = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 48,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 2],
+}
+
+
+def qwen3_vl(attention: str = "sdpa") -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    text = {**TEXT, "head_dim": 8}
+    return random_model(
+        Qwen3VLConfig(text_config=text, vision_config=dict(QWEN3_VISION), **IDS),
+        Qwen3VLForConditionalGeneration,
+        attention,
+    )
+
+
+def qwen3_vl_moe(attention: str = "sdpa") -> Any:
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    text = {**TEXT, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return random_model(
+        Qwen3VLMoeConfig(text_config=text, vision_config=dict(QWEN3_VISION), **IDS),
+        Qwen3VLMoeForConditionalGeneration,
+        attention,
+    )
+
+
+FAMILIES = {
+    "qwen2_5_vl": Built(tiny_model, patch_values=96, seconds=True),
+    "qwen2_vl": Built(qwen2_vl, patch_values=96),
+    "qwen3_vl": Built(qwen3_vl, patch_values=96, timestamps=True),
+    "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, timestamps=True),
+}
+
+
+def build_inputs(family: str, *prompts: list[int | Clip], seed: int = 1) -> dict[str, torch.Tensor]:
+    """What the family's processor would give for a batch of prompts, padded on the left."""
+    built, generator = FAMILIES[family], torch.Generator().manual_seed(seed)
+    rows, pixels, grids = [], {True: [], False: []}, {True: [], False: []}
+
+    def words(count: int) -> list[int]:
+        return torch.randint(FIRST_WORD, VOCAB, (count,), generator=generator).tolist()
+
+    for parts in prompts:
+        row: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                row += words(part)
+                continue
+            t, h, w = part.grid
+            token, size = (IMAGE if part.image else VIDEO), h * w // MERGE**2
+            if built.timestamps and not part.image:
+                for index in range(t):  # a time has a number of tokens that varies
+                    row += [*words(2 + index % 3), VISION_START, *[token] * size, VISION_END]
+            else:
+                row += [VISION_START, *[token] * (t * size), VISION_END]
+            pixels[part.image].append(torch.randn(t * h * w, built.patch_values, generator=generator))
+            grids[part.image].append(part.grid)
+        rows.append(row)
+    length = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
+        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
+    }
+    if pixels[True]:
+        inputs |= {"pixel_values": torch.cat(pixels[True]), "image_grid_thw": torch.tensor(grids[True])}
+    if pixels[False]:
+        inputs |= {"pixel_values_videos": torch.cat(pixels[False]), "video_grid_thw": torch.tensor(grids[False])}
+        if built.seconds:
+            inputs["second_per_grid_ts"] = torch.ones(len(grids[False]))
+    return inputs

@@ -1,0 +1,151 @@
+"""Every family: with keep=1 the stock model's tokens and logits; below, what a dense masked forward computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import quickprefill
+from quickprefill.policies import PruneVid, VidCom2
+from tests.families import FAMILIES, build_inputs
+from tests.masked_reference import layer_masks, masked
+from tests.tiny import VIDEO, Clip, prompt
+
+PROMPTS = {
+    "one video": [prompt(3, Clip((7, 4, 8)), 4)],
+    "video first": [prompt(Clip((5, 4, 6)), 3)],
+    "several videos": [prompt(4, Clip((3, 4, 4)), 2, Clip((6, 8, 4)), Clip((1, 4, 4)), 7)],
+    "images between": [prompt(2, Clip((1, 4, 6), image=True), 3, Clip((5, 4, 4)), 1, Clip((1, 8, 4), image=True), 4)],
+    "padded batch": [
+        prompt(5, Clip((7, 4, 6)), 6),
+        prompt(2, Clip((5, 8, 4)), 3, Clip((1, 4, 4), image=True), 2, Clip((2, 4, 4)), 4),
+        prompt(9),
+    ],
+}
+
+
+def test_every_family_is_built_here():
+    assert set(FAMILIES) == set(quickprefill.FAMILIES)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request, family):
+    return FAMILIES[family].model(request.param)
+
+
+def generate(model, inputs, **options):
+    torch.manual_seed(0)
+    options = {"do_sample": False, "max_new_tokens": 4, **options}
+    return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+
+
+def assert_same(ours, stock):
+    assert torch.equal(ours.sequences, stock.sequences)
+    for a, b in zip(ours.logits, stock.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("group_frames", [2, 6, None])
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_generate_equals_stock(family, model, prompts, group_frames):
+    inputs = build_inputs(family, *PROMPTS[prompts])
+    stock = generate(model, inputs)
+    with quickprefill.patched(model, keep=1.0, group_frames=group_frames):
+        assert_same(generate(model, inputs), stock)
+        assert quickprefill.report(model).groups >= len(inputs["video_grid_thw"])
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
+def test_beams_and_samples_equal_stock(family, model, options):
+    inputs = build_inputs(family, *PROMPTS["several videos"])
+    stock = generate(model, inputs, **options)
+    with quickprefill.patched(model, keep=1.0, group_frames=4):
+        assert_same(generate(model, inputs, **options), stock)
+        assert quickprefill.report(model).prompts == 1
+
+
+def test_a_forward_gives_the_logits_that_were_asked_for(family, model):
+    inputs = build_inputs(family, *PROMPTS["images between"])
+    with torch.no_grad():
+        for wanted in (0, 3, torch.tensor([-1, 2, 9])):
+            stock = model(**inputs, logits_to_keep=wanted).logits
+            with quickprefill.patched(model, keep=1.0, group_frames=4):
+                torch.testing.assert_close(model(**inputs, logits_to_keep=wanted).logits, stock, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"first_layer": 1}, {"policy": "query_attention"}, {"policy": "uniform", "layer_decay": "linear"}],
+    ids=str,
+)
+@pytest.mark.parametrize("prompts", ["one video", "several videos"])
+def test_a_pruned_prefill_is_a_dense_masked_forward(family, model, prompts, options):
+    """All logits of the prompt, the text between slices included, then those of three greedy steps."""
+    inputs = build_inputs(family, *PROMPTS[prompts])
+    grids = [(t, h // 2, w // 2) for t, h, w in inputs["video_grid_thw"].tolist()]
+    config = {"policy": "value_norm", "keep": 0.3, "group_frames": 4, "trace": True, **options}
+    text = model.config.get_text_config()
+    with torch.no_grad(), quickprefill.patched(model, **config):
+        ours = model(**inputs).logits
+        masks = layer_masks(inputs["input_ids"][0], VIDEO, quickprefill.report(model), grids)
+        steps = generate(model, inputs)
+    with torch.no_grad(), masked(text, masks):
+        expected = model(**inputs, use_cache=False).logits
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps.logits[0], expected[:, -1], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+    assert (plain - expected).abs().max() > 1e-2, "dropping tokens matters"
+
+
+POLICIES = [
+    *(name for name in sorted(quickprefill.POLICIES) if name != "prunevid"),
+    PruneVid(layer=1),
+    PruneVid(layer=0, select_tokens=False),
+    (VidCom2(0.5), "key_norm"),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_every_policy_keeps_what_keep_says(family, policy):
+    model = FAMILIES[family].model()
+    inputs = build_inputs(family, *PROMPTS["several videos"])
+    number = int((inputs["input_ids"] == VIDEO).sum())
+    with quickprefill.patched(model, keep=0.25, policy=policy):
+        output = generate(model, inputs)
+        report = quickprefill.report(model)
+    assert all(torch.isfinite(logits).all() for logits in output.logits)
+    slices = int(inputs["video_grid_thw"][:, 0].sum())
+    assert abs(report.stored_tokens[-1] - number / 4) <= slices
+
+
+def test_progressive_pruning_takes_features_for_later_layers_along(family):
+    model = FAMILIES[family].model()
+    inputs = build_inputs(family, *PROMPTS["one video"])
+    with torch.no_grad():
+        for layer in range(3):
+            with quickprefill.patched(model, keep=0.5, progressive_from=layer, group_frames=4):
+                assert torch.isfinite(model(**inputs, logits_to_keep=1).logits).all()
+            with quickprefill.patched(model, keep=1.0, progressive_from=layer, group_frames=4):
+                torch.testing.assert_close(
+                    model(**inputs, logits_to_keep=1).logits, stock_last(model, inputs), atol=1e-4, rtol=1e-4
+                )
+
+
+def stock_last(model, inputs):
+    with quickprefill.disabled(model):
+        return model(**inputs, logits_to_keep=1).logits
+
+
+def test_what_takes_the_stock_path_finds_its_features(family, model, caplog):
+    """A static cache is not for us; the deferred video, its levels included, computes itself."""
+    inputs = build_inputs(family, *PROMPTS["one video"])
+    stock = generate(model, inputs, cache_implementation="static", disable_compile=True)
+    with quickprefill.patched(model, keep=0.5):
+        assert_same(generate(model, inputs, cache_implementation="static", disable_compile=True), stock)
+    assert "stock model, unpruned" in caplog.text
