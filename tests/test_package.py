@@ -1,6 +1,7 @@
 """The surface and the direction of dependencies."""
 
 import ast
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -13,9 +14,10 @@ import pytest
 import quickdecode
 import quickprefill
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = [quickdecode, quickprefill]
 README = (ROOT / "README.md").read_text()
+GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
 ROOMS = {
     "quickdecode": [
         "errors",
@@ -196,14 +198,53 @@ def test_readme_tree_is_true():
             assert len(named) == len(set(named)), f"named twice: {folder} {named}"
 
 
-def test_readme_names_every_policy_and_field():
-    import dataclasses
+def tables(text):
+    """The tables of a page, each as its rows below the header, each row as its cells."""
+    found, previous = [], ""
+    for line in re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines():
+        if re.fullmatch(r"\|[-:| ]+\|", line) and previous.startswith("|"):
+            found.append([])
+        elif line.startswith("|") and previous.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        previous = line
+    return found
 
-    assert len(quickprefill.POLICIES) == README.count("](quickprefill/policies/")
-    for policy in quickprefill.POLICIES:
-        assert f"[`{policy}`](quickprefill/policies/{policy}.py)" in README
+
+def linked_files(page):
+    """The files that a page links to, as they stand in its links and where those lead from its folder."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    return {link: (page.parent / link).resolve() for link in links}
+
+
+def test_tables_are_found_with_their_rows():
+    text = "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | |\ntext\n| c |\n|---|\n```\n| in | code |\n|---|---|\n| 5 |\n```\n"
+    assert tables(text) == [[["1", "2"], ["3", ""]], []]
+
+
+def test_readme_names_every_policy_and_field():
+    """In README or a guide each policy has its row, with a link to its file, and each field of the config its own."""
+    pages = [ROOT / "README.md", *GUIDES]
+    rows = [(page, row) for page in pages for table in tables(page.read_text()) for row in table]
+    linked = {}
+    for page, row in rows:
+        link = re.fullmatch(r"\[`(\w+)`\]\(([^)]+)\)", row[0])
+        if link is not None and "quickprefill/policies/" in link[2]:
+            linked[link[1]] = (page.parent / link[2]).resolve()
+    assert linked == {policy: ROOT / "quickprefill" / "policies" / f"{policy}.py" for policy in quickprefill.POLICIES}
+    first = {row[0] for _, row in rows}
     for field in dataclasses.fields(quickprefill.QuickPrefillConfig):
-        assert f"| `{field.name}` |" in README
+        assert f"`{field.name}`" in first, field.name
+
+
+def test_readme_has_no_long_table():
+    """Long ones stand in the guides."""
+    lengths = [len(table) for table in tables(README)]
+    assert len(lengths) > 1
+    assert max(lengths) <= 8
+
+
+def test_readme_links_to_every_guide():
+    assert set(GUIDES) <= set(linked_files(ROOT / "README.md").values())
 
 
 def test_ci_takes_its_commands_from_readme():
@@ -212,6 +253,15 @@ def test_ci_takes_its_commands_from_readme():
     assert sum(line.endswith("&& python examples/quickstart.py") for line in lines) == 1
 
 
-def test_readme_links_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.name)
+def test_readme_links_exist(page):
+    for link, target in linked_files(page).items():
+        assert target.exists(), link
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.name)
+def test_readme_links_to_sections_exist(page):
+    for path, section in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        text = ((page.parent / path) if path else page).read_text()
+        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, section
