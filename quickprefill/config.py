@@ -191,7 +191,9 @@ class QuickPrefillConfig:
 
     @classmethod
     def from_lvu(cls, **lvu_options: Any) -> QuickPrefillConfig:
-        """The config that does what QuickVideo's LVUConfig(**lvu_options) asks for; README has the table of names.
+        """The config that does what QuickVideo's LVUConfig(**lvu_options) asks for.
+
+        examples/guides/quickvideo.md has the table of names.
 
         >>> QuickPrefillConfig.from_lvu(top_k=64, video_group_size=16).keep_tokens
         64
@@ -227,10 +229,8 @@ def _policy_from_dict(policy: Any) -> Any:
     options = dict(policy)
     name = options.pop("name", None)
     if name not in POLICIES:
-        raise ConfigError(
-            f"policy name must be one of {sorted(POLICIES)}, got {name!r}; register one of your own first, "
-            "quickprefill.POLICIES[name] = YourPolicy"
-        )
+        hint = "register one of your own first, quickprefill.POLICIES[name] = YourPolicy"
+        raise ConfigError(f"policy name must be one of {sorted(POLICIES)}, got {name!r}; {hint}")
     return POLICIES[name].from_dict(options)
 
 

@@ -44,8 +44,8 @@ class Estimate:
         seconds = "unknown before a first prefill" if self.seconds is None else f"{self.seconds:.1f}"
         return (
             f"{self.video_tokens} video tokens in {self.groups} groups of {self.group_frames} frames; cache "
-            f"{self.cache_bytes / 2**20:.1f} MiB, activations {self.activation_bytes / 2**20:.1f} MiB, "
-            f"{self.flops / 1e12:.2f} TFLOP; seconds: {seconds}"
+            f"{self.cache_bytes / 2**20:.1f} MiB of {self.reserved_bytes / 2**20:.1f} MiB reserved, activations "
+            f"{self.activation_bytes / 2**20:.1f} MiB; {self.flops / 1e12:.2f} TFLOP; seconds: {seconds}"
         )
 
 

@@ -61,12 +61,8 @@ class TransformersHost(Host):
             )
         if isinstance(head, type):
             return
-        if (getattr(head, "_tp_size", None) or 1) > 1:
-            raise UnsupportedModelError(
-                f"{type(head).__name__} is split over {head._tp_size} devices by tensor parallelism, where each would "
-                'keep other tokens; load it with device_map="auto" or on one device'
-            )
-        reason = _odd_layers(self.new_layers(self.core(head)))
+        core = self.core(head)
+        reason = _tensor_parallel(head) or _odd_layers(self.new_layers(core))
         if reason is not None:
             raise UnsupportedModelError(f"{type(head).__name__}: {reason}")
 
@@ -104,7 +100,7 @@ class TransformersHost(Host):
         implementation = host_implementation(self.attention_config(core))
         if implementation not in ("eager", "sdpa") and not flash_is_requested(self.attention_config(core)):
             return f"the attention implementation is {implementation!r}; supported are eager, sdpa and flash kernels"
-        return _odd_layers(self.new_layers(core))
+        return _tensor_parallel(core) or _odd_layers(self.new_layers(core))
 
     # What the prompt is
 
@@ -220,6 +216,17 @@ class TransformersHost(Host):
 
 def _encoded(call: Mapping[str, Any], modality: str) -> Any:
     return (call.get("mm_encoder_outputs") or {}).get(modality)
+
+
+def _tensor_parallel(model: Any) -> str | None:
+    """Why a model that is split over devices within its layers cannot be pruned."""
+    devices = getattr(model, "_tp_size", None) or getattr(model.config, "_tp_size", None) or 1
+    if devices == 1:
+        return None
+    return (
+        f"it is split over {devices} devices by tensor parallelism, where each would keep other tokens; load it with "
+        'device_map="auto" or on one device'
+    )
 
 
 def _odd_layers(layers: list[Any]) -> str | None:

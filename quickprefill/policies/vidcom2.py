@@ -77,21 +77,19 @@ class VidCom2(Compressor):
     def workspace_bytes(
         self, num_tokens: int, slice_tokens: int, width: int, itemsize: int, num_kept: int | None = None
     ) -> int:
-        """Either a block of tokens is scored, beside the scores of all; or the tokens that stay are copied.
+        """The largest of what a block's copy takes, a block's unit vectors, sorting all scores, and the result.
 
-        Per token of a block: a float32 copy of its channels, or the quieter half of them as they are and in float32.
-        Per token: two scores and the ranks of their sums while they are sorted; then the order of all.
+        Unit vectors are made of the quieter half of the channels, as they are and then in float32.
         """
         if num_kept is None and self.retention_ratio is not None:
             num_kept = round_share(self.retention_ratio, num_tokens)
         kept = self.most_tokens(Grid(num_tokens // slice_tokens, 1, slice_tokens), num_kept or num_tokens)
-        if kept >= num_tokens:
-            return num_tokens * width * itemsize
-        slices = _slices_per_block(slice_tokens, width)
-        block = min(num_tokens, slices * slice_tokens)
-        half = width // 2 * (4 if itemsize == 4 else 4 + itemsize)
-        scoring = max(min(num_tokens, max(_BLOCK // width, 1)) * width * 4, block * half)
-        return max(scoring + 8 * num_tokens, 37 * num_tokens, 8 * num_tokens + kept * (width * itemsize + 32))
+        result = kept * (width * itemsize + 32)  # with positions and places
+        copied = min(num_tokens, max(_BLOCK // width, 1)) * width * 4 + 12 * width
+        slices, half = min(num_tokens // slice_tokens, _slices_per_block(slice_tokens, width)), max(width // 2, 1)
+        units = slices * slice_tokens * max(half * 4 + 16, half * (4 + itemsize) if itemsize != 4 else 0)
+        units += (4 * slices + 16) * half  # the slices' means, the sum of all, and which channels
+        return max(copied, units + 8 * num_tokens, 37 * num_tokens, result + 8 * num_tokens)
 
     def compress(self, tokens: VideoTokens) -> VideoTokens:
         """The tokens that stay, unchanged and in order.

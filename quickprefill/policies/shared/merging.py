@@ -13,6 +13,9 @@ from quickprefill.prompt.spans import Grid
 
 __all__ = ["merge_bytes", "merge_segments"]
 
+_PARTS = 4
+"""How many parts of the channels means are taken of."""
+
 
 def merge_segments(
     slices: torch.Tensor, width: int, segments: Sequence[Segment], k: int
@@ -34,15 +37,15 @@ def merge_segments(
     for segment in segments:
         own, first = slices[segment.start : segment.stop], result.count
         if segment.num_static:
-            columns = segment.static.nonzero()[:, 0].to(slices.device)
-            result.add(_time_mean(own), columns, segment.num_static, segment.start, moves=0)
-        columns = (~segment.static).nonzero()[:, 0].to(slices.device)
+            columns = segment.static.nonzero()[:, 0].to(slices.device, non_blocking=True)
+            result.add(own, columns, segment.num_static, segment.start, moves=False)
+        columns = (~segment.static).nonzero()[:, 0].to(slices.device, non_blocking=True)
         step = _slices_per_block(len(columns), slices.shape[2])
         row = 0
         for count, run in groupby(segment.num_dynamic):
             stop = row + len(list(run))
             for at in range(row, stop, step) if count else ():
-                result.add(own[at : min(at + step, stop)], columns, count, segment.start + at, moves=1)
+                result.add(own[at : min(at + step, stop)], columns, count, segment.start + at, moves=True)
             row = stop
         if segment.num_static and segment.num_dynamic[0]:
             result.sort(first, first + segment.num_static + segment.num_dynamic[0])
@@ -59,21 +62,30 @@ class _Result:
         self.places = torch.empty(num_tokens, dtype=torch.long, device=slices.device)
         self.pools = torch.empty_like(self.places)
 
-    def add(self, rows: torch.Tensor, columns: torch.Tensor, count: int, start: int, *, moves: int) -> None:
-        """Merge the tokens at `columns` of each row (B, P, W) to `count`; the rows are the slices from `start` on."""
-        slices = torch.arange(start, start + len(rows), device=rows.device)[:, None]
+    def add(self, slices: torch.Tensor, columns: torch.Tensor, count: int, start: int, *, moves: bool) -> None:
+        """Merge the tokens at `columns` of each of the slices (B, P, W), or of their mean, to `count` of them.
+
+        Args:
+            start: number of the first slice.
+            moves: these are dynamic sets; else their mean is the static set of a segment.
+        """
+        points = slices.index_select(1, columns) if moves else _time_mean(slices, columns)
+        rows = torch.arange(start, start + len(points), device=points.device)[:, None]
+        stop = self.count + len(points) * count
+        embeds = self.embeds[self.count : stop]
         if count == len(columns):
-            means = rows.index_select(1, columns)
+            embeds.copy_(points.flatten(0, 1))
         else:
-            points = rows.index_select(1, columns).double()
+            points = points.double()
             labels, centres = dpc_knn(points[..., : self._width], count, self._k)
             order = centres.argsort(dim=1)  # raster order, and clusters numbered by it
-            means = cluster_means(points, order.argsort(dim=1).gather(1, labels), count)
             columns = columns[centres.gather(1, order)]
-        stop = self.count + len(rows) * count
-        self.embeds[self.count : stop] = means.flatten(0, 1)
-        self.places[self.count : stop] = (slices * self._size + columns).flatten()
-        self.pools[self.count : stop] = (2 * slices + moves).expand(-1, count).flatten()
+            labels = order.argsort(dim=1).gather(1, labels)
+            # Some channels at a time, so that there need not be room for means in float64 beside the tokens.
+            for part, whole in zip(points.tensor_split(_PARTS, -1), embeds.tensor_split(_PARTS, -1), strict=True):
+                whole.copy_(cluster_means(part, labels, count).flatten(0, 1))
+        self.places[self.count : stop] = (rows * self._size + columns).flatten()
+        self.pools[self.count : stop] = (2 * rows + moves).expand(-1, count).flatten()
         self.count = stop
 
     def sort(self, start: int, stop: int) -> None:
@@ -83,12 +95,12 @@ class _Result:
             values[start:stop] = values[order]
 
 
-def _time_mean(segment: torch.Tensor) -> torch.Tensor:
-    """Mean over the slices, (T, P, W) -> (1, P, W) in float32 or better."""
-    total = segment.new_zeros(segment.shape[1:], dtype=wide(segment))
-    for block in torch.split(segment, max(BLOCK // total.numel(), 1)):
-        total += block.sum(dim=0, dtype=total.dtype)
-    return total.div_(len(segment))[None]
+def _time_mean(slices: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Mean over the slices of the tokens at `columns`, (T, P, W) -> (1, n, W) in float32 or better."""
+    total = slices.new_zeros(len(columns), slices.shape[2], dtype=wide(slices))
+    for block in torch.split(slices, max(BLOCK // slices[0].numel(), 1)):
+        total += block.index_select(1, columns).sum(dim=0, dtype=total.dtype)
+    return total.div_(len(slices))[None]
 
 
 def _slices_per_block(size: int, width: int) -> int:
@@ -101,15 +113,15 @@ def merge_bytes(grid: Grid, num_left: int, width: int, itemsize: int) -> int:
 
     * Distances between the means of all slices, in float64.
     * Unit vectors of a block of slices, and their sum.
-    * The result, and a block of slices that is clustered: as it is and in float64; then with its distances; then with
-      who belongs to which cluster, and the means.
+    * The result, and the slices that are averaged or clustered: as they are and in float64; with their distances; or
+      with who belongs to which cluster and a part of the means.
     """
-    slices, size = grid.slices, grid.slice_tokens
+    slices, size, row = grid.slices, grid.slice_tokens, grid.slice_tokens * width
+    precise = max(itemsize, 4)
     times = slices * (12 * width + 17 * slices + 64)
-    units = 4 * min(max(BLOCK, size * width), grid.num_tokens * width) + 8 * size * width
-    block, left = min(slices, _slices_per_block(size, width)), -(-num_left // slices)
-    points, merged = 8 * size * width, itemsize * size * width
-    if left < size:
-        means = points + 9 * size * left + 8 * left * width
-        merged = max(points + merged, points + size * (17 * size + 64), means)
-    return max(times, units, num_left * (width * itemsize + 16) + max(block * merged, 24 * num_left))
+    units = precise * (min(max(BLOCK, row), slices * row) + 2 * row)
+    averaged = 2 * precise * row + itemsize * min(max(BLOCK, row), slices * row)
+    clustered = 8 * row + max(itemsize * row, 17 * size**2, 9 * size**2 + 8 * row // _PARTS) + 64 * size
+    step = min(slices, _slices_per_block(size, width))
+    beside = max(step * clustered, averaged if slices > 1 else 0, 24 * num_left)
+    return max(times, units, num_left * (width * itemsize + 16) + beside)

@@ -1,12 +1,14 @@
 """VidCom2 against its definition, written out in loops and float64."""
 
+import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
 
 from quickprefill import ConfigError
-from quickprefill.policies.vidcom2 import VidCom2, _deal
+from quickprefill.policies.vidcom2 import VidCom2, _deal, _most_rounded
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
 
@@ -151,6 +153,88 @@ def test_halves_round_to_even():
 def test_a_ratio_of_one_is_the_identity():
     tokens = video(16, 5, 10)
     assert VidCom2(1.0).compress(tokens) is tokens
+    assert VidCom2().compress(dataclasses.replace(tokens, num_kept=800)).num_tokens == 800
+
+
+@pytest.mark.parametrize("total", [1, 3, 7, 8, 31, 200, 799])
+def test_keep_is_an_exact_total(total):
+    """The budget that the loop hands over is the ratio, and the tokens are those of that ratio."""
+    tokens = dataclasses.replace(video(16, 5, 10), num_kept=total)
+    index = kept(VidCom2(), tokens)
+    assert index == kept(VidCom2(total / 800, exact_total=True), video(16, 5, 10))
+    assert len(index) == total
+    assert VidCom2().exact
+    assert VidCom2().most_tokens(tokens.grid, total) == total
+
+
+def test_whose_budget_holds():
+    tokens = dataclasses.replace(video(16, 5, 10), num_kept=90)
+    assert VidCom2(0.25).compress_ratio == 0.25
+    assert VidCom2().compress_ratio is None
+    assert not VidCom2(0.25).exact
+    assert kept(VidCom2(0.25), tokens) == kept(VidCom2(0.25), video(16, 5, 10)), "the paper rounds slice by slice"
+    assert len(kept(VidCom2(0.25, exact_total=True), tokens)) == 90
+
+
+def test_nobody_says_how_many():
+    with pytest.raises(ConfigError, match="give retention_ratio, or set num_kept of the tokens"):
+        VidCom2().compress(video(4, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_blocks_change_nothing(monkeypatch, dtype):
+    tokens = dataclasses.replace(video(16, 5, 10, dtype=dtype), num_kept=300)
+    expected = kept(VidCom2(), tokens)
+    for block in (1, 1000, 3000):
+        monkeypatch.setattr("quickprefill.policies.vidcom2._BLOCK", block)
+        assert kept(VidCom2(), tokens) == expected
+
+
+def test_only_the_features_count():
+    tokens = video(6, 4, 4)
+    behind = torch.randn(96, 5, generator=torch.Generator().manual_seed(1)) * 100
+    wide = dataclasses.replace(tokens, embeds=torch.cat([tokens.embeds, behind], dim=1), width=8)
+    result = VidCom2(0.3).compress(wide)
+    assert result.source.tolist() == kept(VidCom2(0.3), tokens)
+    assert torch.equal(result.embeds, wide.embeds[result.source])
+
+
+def test_an_exact_total_waits_for_no_device():
+    """Nothing can be read from the meta device."""
+    tokens = video(6, 4, 4)
+    meta = dataclasses.replace(tokens, embeds=tokens.embeds.to("meta"), source=tokens.source.to("meta"))
+    assert VidCom2().compress(dataclasses.replace(meta, num_kept=20)).num_tokens == 20
+    assert VidCom2(0.25, exact_total=True).compress(meta).num_tokens == 24
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        VidCom2(0.25).compress(meta)
+
+
+def literal_most(ratio, slices, size, steps):
+    """The most over all ways to spread the extra share in steps of 1 / `steps`, with halves rounded up."""
+    most = 0
+    for cuts in itertools.combinations_with_replacement(range(steps + 1), slices - 1):
+        edges = [0, *cuts, steps]
+        extra = [(b - a) / steps for a, b in itertools.pairwise(edges)]
+        due = [min(ratio * (1 + part - 1 / slices), 1) * size for part in extra]
+        most = max(most, sum(max(math.floor(share + 0.5 + 1e-9), 1) for share in due))
+    return most
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.25, 0.3, 0.5, 0.7, 0.99])
+@pytest.mark.parametrize(("slices", "size"), [(1, 1), (1, 9), (2, 4), (2, 10), (3, 5), (4, 2), (4, 6)])
+def test_the_most_that_the_papers_rounding_leaves(slices, size, ratio):
+    most = _most_rounded(ratio, slices, size)
+    assert literal_most(ratio, slices, size, 40) <= most
+    assert most <= literal_most(ratio, slices, size, 40) + 1, "a finer step may find one more"
+    assert VidCom2(ratio).most_tokens(Grid(slices, 1, size), 1) == most
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_video_leaves_more(shape, ratio):
+    for seed in range(5):
+        tokens = video(*shape, seed=seed)
+        assert len(kept(VidCom2(ratio), tokens)) <= VidCom2(ratio).most_tokens(tokens.grid, 1)
 
 
 def test_tokens_that_stay_are_unchanged():
