@@ -28,7 +28,7 @@ from examples.needle.scene import Difficulty, Scene, sample_scene
 from examples.needle.tasks import ask
 from examples.needle.vocabulary import SHAPES
 from quickprefill.budget.counts import select
-from quickprefill.policies import GroupKV, KeyNorm, OutputNorm, Policy, QueryAttention, ValueNorm
+from quickprefill.policies import GroupKV, KeyNorm, OutputNorm, QueryAttention, Scorer, ValueNorm
 
 SCORERS: dict[str, Any] = {
     "key_norm (small)": KeyNorm(),
@@ -43,7 +43,7 @@ SCORERS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Recorder(Policy):
+class Recorder(Scorer):
     """Keeps nothing back: it looks at what each scorer would keep of every group, and lets the first tokens stay."""
 
     name: ClassVar[str] = "recorder"
