@@ -137,7 +137,7 @@ class Recorder:
     flops: float = 0.0
     _spans: list[_Timed] = field(default_factory=list)
     _kept: list[KeptPlaces] = field(default_factory=list)
-    _now: Callable[[], Any] = field(default_factory=_clock)
+    _now: Callable[[], Any] = field(default_factory=lambda: _clock())
 
     def __post_init__(self) -> None:
         self._start = self._now()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -86,3 +88,42 @@ def test_the_timeline_has_every_stage_of_every_group_in_order(model):
     decode = [one for one in report.timeline if one.stage == "decode"]
     assert all(before.stop_seconds <= after.start_seconds for before, after in zip(decode, decode[1:], strict=False))
     assert list(report.seconds) == ["encode", "compress", "decode", "prune"]
+
+
+class Event:
+    """What a GPU's clock gives: a point in time that can only be compared."""
+
+    made = 0
+
+    def __init__(self):
+        Event.made += 1
+        self.number = Event.made
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 1000.0 * (other.number - self.number)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"keep": 0.5},
+        {"keep": 0.5, "policy": "query_attention", "progressive_from": 1},
+        {"keep": 0.5, "policy": VidCom2(scope="group")},
+        {"keep": 0.5, "policy": PruneVid(layer=1)},
+    ],
+    ids=str,
+)
+def test_where_time_is_told_by_events_there_are_two_a_stage_and_group(model, config, monkeypatch):
+    monkeypatch.setattr(sys.modules["quickprefill.report"], "_clock", lambda: Event)
+    Event.made = 0
+    report, _ = traced(model, **config)
+    times = {}
+    for one in report.timeline:
+        times[one.stage, one.group] = times.get((one.stage, one.group), 0) + 1
+    assert max(times.values()) == 1
+    assert Event.made == 1 + 2 * len(report.timeline)
+    assert {group for stage, group in times if stage == "prune"} == set(range(5))
+    assert all(value > 0 for value in report.seconds.values())
