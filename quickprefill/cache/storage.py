@@ -70,13 +70,14 @@ class Storage:
         self.length = stop
 
     def resize(self, capacity: int) -> None:
-        """Move to memory of another size, at least what is stored; keys are moved, then values."""
-        moved = []
-        for part in self._parts:
-            (room,) = _room((part,), max(capacity, self.length))
-            room[..., : self.length, :] = part[..., : self.length, :]
-            moved.append(room)
-        self._parts = (moved[0], moved[1])
+        """Move to memory of another size, at least what is stored; keys first, so that no more than half lies twice."""
+        self._parts = (self._moved(self._parts[0], capacity), self._parts[1])
+        self._parts = (self._parts[0], self._moved(self._parts[1], capacity))
+
+    def _moved(self, part: torch.Tensor, capacity: int) -> torch.Tensor:
+        (room,) = _room((part,), max(capacity, self.length))
+        room[..., : self.length, :] = part[..., : self.length, :]
+        return room
 
     def select_rows(self, rows: torch.Tensor) -> None:
         """Take rows of the batch, (b,), in this order, with the room behind them."""
