@@ -92,15 +92,16 @@ def _prefix_and_own(
     if share > 1:
         own_key, own_value = (part.repeat_interleave(share, dim=1) for part in (own_key, own_value))
     merged, log_sum = attend(query, own_key, own_value, causal=True, scale=scale)
-    folded = query.reshape(batch, kv_heads, share * new, dim)
+    del own_key, own_value
+    query = query.reshape(batch, kv_heads, share * new, dim)
     step = prefix if query.dtype == narrow else _WIDENED_TOKENS
     for start in range(0, prefix, max(step, 1)):
         block = (part[:, :, start : min(start + step, prefix)].to(query.dtype) for part in (key, value))
-        past, past_sum = attend(folded, *block, causal=False, scale=scale)
+        past, past_sum = attend(query, *block, causal=False, scale=scale)
         past, past_sum = past.reshape(batch, heads, new, dim), past_sum.reshape(batch, heads, new)
         weight = torch.sigmoid(past_sum - log_sum)[..., None]
         wide = torch.promote_types(past.dtype, torch.float32)
-        merged = torch.lerp(merged.to(wide), past.to(wide), weight.to(wide))
+        merged = merged.to(wide).lerp_(past.to(wide), weight.to(wide))
         log_sum = torch.logaddexp(log_sum, past_sum) if start + step < prefix else log_sum
     return merged.to(narrow)
 

@@ -86,7 +86,8 @@ def _functions(implementation: str) -> tuple[Any, Any]:
         if forward is None or attention_mask is not None:  # another thread's, or a mask of the caller's own
             return host(module, query, key, value, attention_mask, **kwargs)
         if forward.watched_queries:
-            forward.queries, forward.keys = query[:, :, -forward.watched_queries :], key
+            forward.queries = query[:, :, -forward.watched_queries :].clone()  # a view would keep the group's alive
+            forward.keys = key
         if forward.stop:
             raise Stored
         padding = forward.padding(module.layer_idx)
