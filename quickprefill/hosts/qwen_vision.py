@@ -48,7 +48,8 @@ def pending_videos(core: Any, pixels: torch.Tensor, grids: torch.Tensor) -> list
 
 def _encoder(core: Any, device: torch.device, layout: Any) -> Encode:
     def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
-        rows = rows.to(device, non_blocking=True)
+        # The tower casts its input too, but would leave what it was given alive beside it.
+        rows = rows.to(device, non_blocking=True).to(core.visual.dtype)
         with batched_segments(core.visual.config):
             grid, derived = layout(slices)
             return versions.stacked_features(core.get_video_features(rows, grid, **derived))
