@@ -12,6 +12,7 @@ from quickprefill.budget.groups import GROUP_TOKENS, group_slices, tower_slices
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Row
 from quickprefill.policies import Compressor
+from quickprefill.prompt.pending import PendingVideo
 from quickprefill.prompt.spans import Group, VideoSpan
 from quickprefill.prompt.tokens import VideoTokens
 from quickprefill.report import Recorder
@@ -63,8 +64,8 @@ class Encoder:
         step = group_slices(self._config, self._frames_per_slice, span.grid)
         units = (self._unit(span, first, min(first + step, slices)) for first in range(0, slices, step))
         refills = compressor is not None and not compressor.exact and self._config.group_frames is None
-        for unit in self._refilled(span, units) if refills else units:
-            yield self._counted(unit)
+        # map(), because a variable of the generator would keep a group's tokens alive while it is decoded.
+        yield from map(self._counted, self._refilled(span, units) if refills else units)
 
     def _whole_video(self, span: VideoSpan, compressor: Compressor) -> Iterator[Entering]:
         slices = span.grid.slices
@@ -95,9 +96,7 @@ class Encoder:
         video, compressor = self._row.videos[span.index], self._config.compressor
         step = tower_slices(self._config, self._frames_per_slice, span.grid, video.device)
         with self._recorder.span("encode", self._index):
-            parts = [video.encode(at, min(at + step, stop)) for at in range(first, stop, step)]
-            embeds = torch.cat(parts) if len(parts) > 1 else parts[0]
-        del parts
+            embeds = _encoded(video, first, stop, step)
         group = span.group(self._index, first, stop)
         tokens = VideoTokens(
             embeds=embeds,
@@ -120,11 +119,33 @@ class Encoder:
         held: list[Entering] = []
         for unit in units:
             if held and sum(one.unit_entered for one in held) + unit.unit_entered > GROUP_TOKENS:
-                yield _joined(self._index, span, held)
-                held = []
+                yield _joined(self._index, span, _emptied(held))
             held.append(unit)
+            del unit
         if held:
-            yield _joined(self._index, span, held)
+            yield _joined(self._index, span, _emptied(held))
+
+
+def _encoded(video: PendingVideo, first: int, stop: int, step: int) -> torch.Tensor:
+    """Features of temporal slices [first, stop), (N, C), `step` slices at a time through the tower."""
+    features = video.encode(first, min(first + step, stop))
+    if first + step >= stop:
+        return features
+    rows = features.shape[0] // step
+    embeds = features.new_empty((stop - first) * rows, features.shape[1])  # filled as they come: no second copy of all
+    embeds[: len(features)] = features
+    del features
+    for at in range(first + step, stop, step):
+        upto = min(at + step, stop)
+        embeds[(at - first) * rows : (upto - first) * rows] = video.encode(at, upto)
+    return embeds
+
+
+def _emptied(held: list[Entering]) -> list[Entering]:
+    """What a list holds, which it then no longer does."""
+    taken = held[:]
+    held.clear()
+    return taken
 
 
 def _columns(positions: torch.Tensor, group: Group) -> torch.Tensor:

@@ -30,62 +30,84 @@ class Decoder:
         self._pruner = Pruner(host, core, config, len(cache.layers), recorder)
         self._attention_config = host.attention_config(core)
 
-    def text(self, text: Text, group: int, *, prunable: bool = False) -> torch.Tensor:
-        """Text behind a group, (n, C) -> final hidden states (n, C). `prunable`: text that prune_text means."""
+    def tail(self, text: Text) -> torch.Tensor:
+        """The text behind the last group, (n, C) -> final hidden states (n, C)."""
         hidden = text.embeds[None]
         rotary = self._host.rotary(self._core, hidden, text.positions)
-        prunable = prunable and self._config.prune_text
+        return self._text(hidden, rotary, -1, prunable=self._config.prune_text)
+
+    def _text(self, hidden: torch.Tensor, rotary: Any, group: int, *, prunable: bool = False) -> torch.Tensor:
+        length = hidden.shape[1]
         with running(self._attention_config, Running(self._layers)), self._recorder.span("decode", group):
             for index, layer in enumerate(self._layers):
                 with self._residual(index, prunable and self._pruner.watches_residual(layer)) as residual:
                     hidden = self._host.layer(self._core, index, hidden, rotary, self._cache)
                 if prunable:
-                    self._pruner.text(index, len(text), layer, residual[0] if residual else None)
+                    self._pruner.text(index, length, layer, residual[0] if residual else None)
         return self._host.norm(self._core, hidden)[0]
 
-    def group(
-        self, entering: Entering, text: Text, question: Text | None, *, finish: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A group's video tokens and its text.
+    def begin(self, entering: Entering, text: Text, question: Text | None) -> Stretch:
+        """The rows of a group.
 
         Args:
             text: the group's text before and between its slices.
             question: text that rides along behind the group, leaving no trace.
+        """
+        return begin(self._host, self._core, entering, text, question)
+
+    def group(self, stretch: Stretch, *, finish: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """A group's video tokens and its text, as begin() made them.
+
+        Args:
             finish: whether anybody reads the final hidden states. If not, the last layer only fills its cache.
 
         Returns:
             final hidden states (n, C) of the group's rows that finished, in prompt order, and their columns (n,) on the
             CPU; none where `finish` is False.
         """
-        group = entering.group
-        if not entering.tokens.num_tokens:  # merged away: all of the group's tokens stand in earlier groups
-            hidden = self.text(text, group.index) if len(text) else text.embeds
-            return hidden, group.text_columns()
-        stretch = begin(self._host, self._core, group, text, entering.tokens, question)
+        group = stretch.group
+        if not stretch.num_video:  # merged away: all of the group's tokens stand in earlier groups
+            return self._without_video(stretch), group.text_columns()
         before = [_stored(layer) for layer in self._layers]
         cache = self._cache if self._config.see_past else self._scratch(stretch.hidden.shape[1])
         forward = Running(cache.layers)
         with running(self._attention_config, forward), self._recorder.span("decode", group.index):
             for index in range(len(self._layers)):
                 whole = finish or index + 1 < len(self._layers)
-                self._group_layer(index, stretch, entering, cache, forward, whole=whole)
+                self._group_layer(index, stretch, cache, forward, whole=whole)
+                if cache is not self._cache:
+                    self._absorb(cache, index)
         for index, layer in enumerate(self._layers):
             stored = 0
             if isinstance(layer, PrunedLayer):
-                if cache is not self._cache:
-                    layer.absorb(cache.layers[index])
                 stored = layer.stored_length - before[index] - group.num_text
             self._recorder.stored(index, stored)
         self._recorder.finished_tokens += stretch.num_video
         if not finish:
-            return stretch.hidden[0, :0], torch.empty(0, dtype=torch.long)
+            return stretch.hidden.new_empty(0, stretch.hidden.shape[-1]), torch.empty(0, dtype=torch.long)
         hidden = self._host.norm(self._core, stretch.hidden[:, : stretch.num_rows])[0]
-        return hidden, _columns(stretch, entering)
+        return hidden, _columns(stretch)
 
-    def _group_layer(
-        self, index: int, stretch: Stretch, entering: Entering, cache: Any, forward: Running, *, whole: bool
-    ) -> None:
-        inputs, layer, group = stretch.hidden, cache.layers[index], entering.group
+    def _without_video(self, stretch: Stretch) -> torch.Tensor:
+        rows = torch.arange(stretch.num_rows, device=stretch.hidden.device)
+        hidden = stretch.hidden[:, : stretch.num_rows]
+        if not stretch.num_rows:
+            return hidden[0]
+        return self._text(hidden, self._host.take_rotary(stretch.rotary, rows), stretch.group.index)
+
+    def _absorb(self, scratch: Any, index: int) -> None:
+        """Store what the layers of a scratch cache up to `index` keep, unless a later layer decides about it."""
+        selector = self._config.selector
+        if selector is not None and selector.prune_cache and index < selector.layer:
+            return
+        for at in range(index + 1):
+            layer, taken = self._layers[at], scratch.layers[at]
+            if isinstance(layer, PrunedLayer) and taken.stored_length:
+                layer.absorb(taken)
+                scratch.layers[at] = PrunedLayer()
+
+    def _group_layer(self, index: int, stretch: Stretch, cache: Any, forward: Running, *, whole: bool) -> None:
+        inputs, layer, group = stretch.hidden, cache.layers[index], stretch.group
         watches = self._pruner.watches_residual(layer)
         forward.watched_queries = stretch.num_question if self._pruner.watches_queries(index, layer) else 0
         forward.stop = not (whole or watches or self._host.observed(self._core, index))
@@ -94,7 +116,7 @@ class Decoder:
         forward.stop, forward.watched_queries = False, 0
         with self._recorder.layer_span("prune", group.index, index, len(self._layers)):
             seen = residual[0] if residual else None
-            self._pruner.group(index, inputs, stretch, entering, cache.layers, forward, seen)
+            self._pruner.group(index, inputs, stretch, cache.layers, forward, seen)
 
     def _layer(self, index: int, stretch: Stretch, cache: Any) -> torch.Tensor:
         layer, run = cache.layers[index], self._host.layer
@@ -125,8 +147,8 @@ def _stored(layer: Any) -> int:
     return layer.stored_length if isinstance(layer, PrunedLayer) else 0
 
 
-def _columns(stretch: Stretch, entering: Entering) -> torch.Tensor:
+def _columns(stretch: Stretch) -> torch.Tensor:
     """Columns of the rows that finished, ascending, on the CPU."""
-    group = entering.group
+    group = stretch.group
     columns = torch.cat([group.text_columns(), group.columns(stretch.places.cpu())])
     return columns.sort().values

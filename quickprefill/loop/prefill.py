@@ -17,9 +17,9 @@ from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
 from quickprefill.hosts.base import Host, Row
 from quickprefill.loop.collect import Collector, wanted_columns
-from quickprefill.loop.encode import Encoder
+from quickprefill.loop.encode import Encoder, Entering
 from quickprefill.loop.layers import Decoder
-from quickprefill.loop.stretch import Text
+from quickprefill.loop.stretch import Stretch, Text
 from quickprefill.loop.text import TextEmbedder
 from quickprefill.prompt.spans import find_videos
 from quickprefill.report import Recorder
@@ -121,15 +121,16 @@ class _Prompt:
         encoder = Encoder(row, config, frames_per_slice, self._geometry.hidden, asked, recorder)
         frames = sum(span.grid.slices for span in self._spans) * frames_per_slice
         bar = tqdm(total=frames, desc="prefill", unit="frame", disable=not config.progress)
-        hidden = None
+        riding = question if _rides(config) else None
+
+        def begin(entering: Entering) -> Stretch:
+            return decoder.begin(entering, self._text(entering.group.text_columns()), riding)
+
         for span in self._spans:
-            for entering in encoder.groups(span):
-                group = entering.group
-                finish = collect.wants(group)
-                text = self._text(group.text_columns())
-                hidden, columns = decoder.group(entering, text, question if _rides(config) else None, finish=finish)
-                if finish:
-                    collect.take(hidden, columns)
+            for stretch in map(begin, encoder.groups(span)):  # so nothing holds a group's tokens beside its rows
+                group = stretch.group
+                collect.take(*decoder.group(stretch, finish=collect.wants(group)))
+                del stretch
                 for layer in cache.layers:
                     if isinstance(layer, PrunedLayer):
                         layer.logical_length = self._past_length + group.stop
@@ -137,9 +138,8 @@ class _Prompt:
         bar.close()
         if tail < length:
             columns = torch.arange(tail, length)
-            hidden = decoder.text(self._text(columns), -1, prunable=True)
-            collect.take(hidden, columns)
-        return cache.layers, collect.hidden(like=hidden)  # type: ignore[arg-type]
+            collect.take(decoder.tail(self._text(columns)), columns)
+        return cache.layers, collect.hidden()
 
     def _cache(self, slots: tuple[int, ...]) -> DynamicCache:
         """A cache of its own that goes on where the caller's ends."""

@@ -14,7 +14,6 @@ from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError
 from quickprefill.hosts.base import Host
-from quickprefill.loop.encode import Entering
 from quickprefill.loop.stretch import Stretch
 from quickprefill.policies import GroupAttention, GroupKV, Scorer, Selector
 from quickprefill.report import Recorder
@@ -47,7 +46,6 @@ class Pruner:
         index: int,
         inputs: torch.Tensor,
         stretch: Stretch,
-        entering: Entering,
         layers: list[Any],
         forward: Running,
         residual: torch.Tensor | None,
@@ -57,18 +55,18 @@ class Pruner:
         selector = self._selector
         selected = None
         if selector is not None and index == selector.layer:
-            selected = self._selected(selector, index, inputs, stretch, entering, forward)
+            selected = self._selected(selector, index, inputs, stretch, forward)
         if not isinstance(layer, PrunedLayer):
-            self._select(selector, selected, index, stretch, entering, layers)
+            self._select(selector, selected, index, stretch, layers)
             return
         layer.drop_last(stretch.num_question)
         if selected is not None:
-            self._select(selector, selected, index, stretch, entering, layers)
+            self._select(selector, selected, index, stretch, layers)
             return
-        kept = self._scored(index, stretch, entering, layer, forward, residual)
+        kept = self._scored(index, stretch, layer, forward, residual)
         if kept is not None:
             layer.prune(*stretch.among_last(kept))
-        self._recorder.kept_places("score", entering.group, index, stretch.places, kept)
+        self._recorder.kept_places("score", stretch.group, index, stretch.places, kept)
         progressive = self._config.progressive_from
         if kept is not None and progressive is not None and index >= progressive:
             stretch.keep(kept, self._host)
@@ -81,7 +79,7 @@ class Pruner:
             layer.prune(length, _chosen(self._scorer, GroupKV(keys, values, index, -1, count, residual=residual)))
 
     def _selected(
-        self, selector: Selector, index: int, inputs: torch.Tensor, stretch: Stretch, entering: Entering, run: Running
+        self, selector: Selector, index: int, inputs: torch.Tensor, stretch: Stretch, run: Running
     ) -> torch.Tensor:
         """What the selecting policy keeps; it asks for the question's attention to the group."""
         causal = selector.attention == "causal"
@@ -91,14 +89,14 @@ class Pruner:
         seen = GroupAttention(
             attention=stretch.of_video(group_rows),
             num_kept=min(
-                selected_count(self._config, stretch.num_video, entering.unit_tokens, entering.unit_entered),
+                selected_count(self._config, stretch.num_video, stretch.unit_tokens, stretch.unit_entered),
                 stretch.num_video,
             ),
-            pools=entering.tokens.pools,
-            grid=entering.tokens.grid,
+            pools=stretch.pools,
+            grid=stretch.group.grid,
             places=stretch.places,
             layer=index,
-            group=entering.group.index,
+            group=stretch.group.index,
         )
         return selector.select(seen).to(inputs.device)
 
@@ -117,7 +115,6 @@ class Pruner:
         selected: torch.Tensor | None,
         index: int,
         stretch: Stretch,
-        entering: Entering,
         layers: list[Any],
     ) -> None:
         if selector is None or selected is None:
@@ -126,14 +123,13 @@ class Pruner:
             other = layers[at]
             if isinstance(other, PrunedLayer) and selector.prune_cache:
                 other.prune(*stretch.among_last(selected))
-                self._recorder.kept_places("select", entering.group, at, stretch.places, selected)
+                self._recorder.kept_places("select", stretch.group, at, stretch.places, selected)
         stretch.keep(selected, self._host)
 
     def _scored(
         self,
         index: int,
         stretch: Stretch,
-        entering: Entering,
         layer: PrunedLayer,
         forward: Running,
         residual: torch.Tensor | None,
@@ -142,9 +138,9 @@ class Pruner:
         count = min(
             stored_count(
                 self._config,
-                entering.tokens.num_tokens,
-                entering.unit_tokens,
-                entering.unit_entered,
+                stretch.entered,
+                stretch.unit_tokens,
+                stretch.unit_entered,
                 index,
                 self._num_layers,
             ),
@@ -157,11 +153,11 @@ class Pruner:
             keys=stretch.of_video(layer.keys[..., last, :], dim=-2),
             values=stretch.of_video(layer.values[..., last, :], dim=-2),
             layer=index,
-            group=entering.group.index,
+            group=stretch.group.index,
             num_kept=count,
             queries=forward.queries,
             residual=None if residual is None else stretch.of_video(residual[:, : stretch.num_rows], dim=1),
-            grid=entering.tokens.grid,
+            grid=stretch.group.grid,
             places=stretch.places,
         )
         return _chosen(self._scorer, kv)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from quickprefill.hosts.base import Host
+from quickprefill.loop.encode import Entering
 from quickprefill.prompt.spans import Group
-from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = ["Stretch", "Text", "begin"]
 
@@ -31,6 +31,7 @@ class Text:
 class Stretch:
     """Rows (1, n, C): the group's text and video in prompt order, then the question where it rides along."""
 
+    group: Group
     hidden: torch.Tensor
     rotary: Any
     num_text: int
@@ -41,8 +42,15 @@ class Stretch:
     """(V,) where each of them stands in the raster of the group's grid."""
     video: slice | torch.Tensor
     """Rows of the video tokens: a slice where no text stands between them, else (V,) ascending."""
-    text: torch.Tensor | None = None
+    text: torch.Tensor | None
     """(num_text,) rows of the text, where it stands between video."""
+    entered: int
+    """Video tokens of the group that entered the first layer."""
+    unit_tokens: int
+    """As in Entering."""
+    unit_entered: int
+    pools: torch.Tensor | None
+    """(entered,) as compress() gave them."""
 
     @property
     def num_video(self) -> int:
@@ -88,14 +96,16 @@ class Stretch:
         self.alive, self.places = self.alive.to(device)[kept], self.places.to(device)[kept]
 
 
-def begin(host: Host, core: Any, group: Group, text: Text, tokens: VideoTokens, question: Text | None) -> Stretch:
-    """The rows of a group before the first layer.
+def begin(host: Host, core: Any, entering: Entering, text: Text, question: Text | None) -> Stretch:
+    """The rows of a group before the first layer: where it is video alone, the video's own.
 
     Args:
         text: the group's text, all of it, in prompt order.
     """
+    group, tokens = entering.group, entering.tokens
     parts = [text, Text(tokens.embeds.to(text.embeds), tokens.positions), *([question] if question else [])]
-    hidden = torch.cat([part.embeds for part in parts])
+    parts = [part for part in parts if len(part)] or parts[:1]
+    hidden = torch.cat([part.embeds for part in parts]) if len(parts) > 1 else parts[0].embeds
     positions = torch.cat([part.positions.to(hidden.device) for part in parts], dim=1)
     num_text, num_video = len(text), tokens.num_tokens
     video: slice | torch.Tensor = slice(num_text, num_text + num_video)
@@ -109,6 +119,7 @@ def begin(host: Host, core: Any, group: Group, text: Text, tokens: VideoTokens, 
         order = torch.cat([order, torch.arange(num_question, device=order.device) + len(order)]).to(hidden.device)
         hidden, positions = hidden[order], positions[:, order]
     return Stretch(
+        group=group,
         hidden=hidden[None],
         rotary=host.rotary(core, hidden[None], positions),
         num_text=num_text,
@@ -117,4 +128,8 @@ def begin(host: Host, core: Any, group: Group, text: Text, tokens: VideoTokens, 
         places=tokens.source,
         video=video,
         text=text_rows,
+        entered=num_video,
+        unit_tokens=entering.unit_tokens,
+        unit_entered=entering.unit_entered,
+        pools=tokens.pools,
     )
