@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from quickprefill.cache.storage import Storage
 from quickprefill.errors import CacheError
 
-__all__ = ["PrunedLayer"]
+__all__ = ["PrunedLayer", "keeps_storage", "stored_tokens"]
 
 _MOST_SPARE = 1.25
 """Storage larger than this times what it must hold is given back after a prefill."""
@@ -38,6 +38,8 @@ class PrunedLayer(DynamicLayer):
     def __init__(self, capacity: int = 0) -> None:
         """capacity: tokens to reserve at the first update."""
         self.capacity = capacity
+        self.most = capacity
+        """Tokens to which storage grows at most, as long as they suffice."""
         self.logical_length = 0
         self.croppable_from = 0
         """Stored length up to which tokens were pruned: crop() cannot go below it."""
@@ -49,10 +51,12 @@ class PrunedLayer(DynamicLayer):
         super().__init__()
 
     @classmethod
-    def adopt(cls, layer: DynamicLayer, capacity: int = 0) -> PrunedLayer:
+    def adopt(cls, layer: DynamicLayer, capacity: int = 0, *, grows: bool = False) -> PrunedLayer:
         """A PrunedLayer with the content of `layer`, which stays as it is should the prefill to come fail.
 
-        capacity: tokens for which to make room behind what is stored.
+        Args:
+            capacity: tokens for which to make room behind what is stored.
+            grows: make it as they come, since they may be fewer.
         """
         if isinstance(layer, cls):
             continued = copy.copy(layer)
@@ -63,7 +67,8 @@ class PrunedLayer(DynamicLayer):
                 continued.lazy_initialization(layer.keys, layer.values)
                 continued._storage = Storage.of(layer.keys, layer.values)
                 continued.logical_length = layer.get_seq_length()
-        continued.capacity = continued.stored_length + capacity
+        continued.most = continued.stored_length + capacity
+        continued.capacity = continued.stored_length if grows else continued.most
         return continued
 
     def __repr__(self) -> str:
@@ -147,7 +152,7 @@ class PrunedLayer(DynamicLayer):
             self._storage = Storage((keys, values), max(self.capacity, keys.shape[-2]))
         elif self._storage.length + keys.shape[-2] > self._storage.capacity < self.capacity:
             self._storage.resize(self.capacity)
-        self._storage.append(keys, values)
+        self._storage.append(keys, values, self.most)
 
     def fill(self, rows: list[PrunedLayer], row_of: list[int], capacity: int) -> None:
         """Lay layers of batch size 1 side by side, aligned on the right; the slots before a short row are zero."""
@@ -188,11 +193,11 @@ class PrunedLayer(DynamicLayer):
 
     def trim(self, room: int) -> None:
         """Give storage back that exceeds what is stored and `room` more tokens; grow to that where there is less."""
+        self.most = 0  # what comes behind the room is anybody's guess
         if self._storage is None:
             return
-        needed = self.stored_length + room
-        if not needed <= self._storage.capacity <= self.stored_length * _MOST_SPARE + room:
-            self._storage.resize(needed)
+        if not keeps_storage(self._storage.capacity, self.stored_length, room):
+            self._storage.resize(self.stored_length + room)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens (a number <= 0), as rejected candidates of assisted decoding are.
@@ -242,3 +247,13 @@ class PrunedLayer(DynamicLayer):
             self._storage.select_rows(rows)
         if self.prefill_mask is not None:
             self.prefill_mask = self.prefill_mask[rows.to(self.prefill_mask.device)]
+
+
+def keeps_storage(capacity: int, stored: int, room: int) -> bool:
+    """Whether a layer that holds `stored` tokens stays in `capacity` slots when trimmed for `room` more."""
+    return stored + room <= capacity <= stored * _MOST_SPARE + room
+
+
+def stored_tokens(layer: Any) -> int:
+    """Tokens that a layer of any kind holds."""
+    return layer.stored_length if isinstance(layer, PrunedLayer) else int(layer.get_seq_length())

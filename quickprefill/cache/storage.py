@@ -56,13 +56,17 @@ class Storage:
         """Bytes of all slots."""
         return sum(part.nbytes for part in self._parts)
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store (B, K, n, D) keys and values behind the others."""
+    def append(self, keys: torch.Tensor, values: torch.Tensor, most: int = 0) -> None:
+        """Store (B, K, n, D) keys and values behind the others.
+
+        most: tokens up to which nobody expects more to come; storage grows no further while they suffice.
+        """
         stop = self.length + keys.shape[-2]
         # A tensor made under inference_mode cannot be written outside of it: a later plain generate() copies it once.
         frozen = self._parts[0].is_inference() and not torch.is_inference_mode_enabled()
         if stop > self.capacity:
-            self.resize(stop + max(stop // _GROWTH, _LEAST_GROWTH_TOKENS))
+            grown = stop + max(stop // _GROWTH, _LEAST_GROWTH_TOKENS)
+            self.resize(min(grown, most) if stop <= most else grown)
         elif frozen:
             self.resize(self.capacity)
         for part, new in zip(self._parts, (keys, values), strict=True):
