@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from quickprefill.apply import configured
 from quickprefill.budget.fit import fitted
 from quickprefill.budget.plan import Plan, plan_row
+from quickprefill.budget.rows import batch_bytes
+from quickprefill.cache.layer import stored_tokens
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
 from quickprefill.hosts.base import Host
@@ -34,7 +36,7 @@ class Estimate:
     activation_bytes: int
     """Most that is alive besides weights, inputs and storage, on the fullest device."""
     peak_bytes: dict[str, int]
-    """Storage and activations together, by device."""
+    """Storage and activations together at their fullest moment, by device."""
     flops: float
     """Multiplications and additions in matrix products."""
     seconds: float | None
@@ -56,7 +58,9 @@ def estimate(
 
     Args:
         model: a patched or stock model.
-        inputs: what the processor gave: input_ids, attention_mask, video_grid_thw.
+        inputs: what the processor gave: input_ids, attention_mask, video_grid_thw. In a later turn also
+            `past_key_values`, and then input_ids of all turns, as generate() takes them, or of the new one with the
+            mask of all, as forward() does.
         config: default the config that the model is patched with, else QuickPrefillConfig().
         **overrides: fields of the config that differ.
 
@@ -72,10 +76,10 @@ def estimate(
     grids = host.grids(core, inputs)
     if not grids:
         raise InputError("the inputs hold no video; pass what the processor returned for a prompt with one")
-    plans = [_plan(host, core, config, ids, own) for ids, own in _prompts(host, core, inputs, grids)]
-    devices = {device for plan in plans for device in plan.peak_bytes}
-    reserved = {device: sum(plan.reserved_bytes.get(device, 0) for plan in plans) for device in devices}
-    activation = {device: max(plan.activation_bytes.get(device, 0) for plan in plans) for device in devices}
+    layers = getattr(inputs.get("past_key_values"), "layers", [])
+    past = [stored_tokens(layer) for layer in layers]
+    plans = [_plan(host, core, config, ids, own, past) for ids, own in _prompts(host, core, inputs, grids)]
+    reserved, peak = batch_bytes(host.geometry(core), plans)
     flops = sum(plan.flops for plan in plans)
     return Estimate(
         video_tokens=sum(grid.num_tokens for grid in grids),
@@ -83,8 +87,8 @@ def estimate(
         groups=sum(plan.groups for plan in plans),
         cache_bytes=sum(plan.cache_bytes for plan in plans),
         reserved_bytes=sum(reserved.values()),
-        activation_bytes=max(activation.values()),
-        peak_bytes={str(device): reserved[device] + activation[device] for device in devices},
+        activation_bytes=max(most for plan in plans for most in plan.activation_bytes.values()),
+        peak_bytes={str(device): most for device, most in peak.items()},
         flops=flops,
         seconds=None if before is None else flops / before.flops * sum(before.seconds.values()),
     )
@@ -95,9 +99,13 @@ def _prompts(
 ) -> list[tuple[torch.Tensor, list[Grid]]]:
     """Each row's ids without padding, and the grids of its videos."""
     ids, mask, left = inputs["input_ids"].cpu(), inputs.get("attention_mask"), list(grids)
+    past = inputs.get("past_key_values")
+    seen = 0 if past is None else past.get_seq_length()
+    if seen < ids.shape[1] and (mask is None or mask.shape[1] == ids.shape[1]):
+        ids = ids[:, seen:]
     prompts = []
     for number in range(ids.shape[0]):
-        row = ids[number] if mask is None else ids[number, mask[number].bool().cpu()]
+        row = ids[number] if mask is None else ids[number, mask[number, -ids.shape[1] :].bool().cpu()]
         row = host.named(core, row)
         own: list[Grid] = []
         missing = int((row == host.video_token_id(core)).sum())
@@ -108,7 +116,9 @@ def _prompts(
     return prompts
 
 
-def _plan(host: Host, core: Any, config: QuickPrefillConfig, ids: torch.Tensor, grids: list[Grid]) -> Plan:
+def _plan(
+    host: Host, core: Any, config: QuickPrefillConfig, ids: torch.Tensor, grids: list[Grid], past: Sequence[int]
+) -> Plan:
     spans, geometry = find_videos(ids, host.video_token_id(core), grids), host.geometry(core)
     frames_per_slice, tail = host.frames_per_slice(core), spans[-1].stop if spans else 0
     config = fitted(geometry, config, spans, len(ids), frames_per_slice)
@@ -119,6 +129,7 @@ def _plan(host: Host, core: Any, config: QuickPrefillConfig, ids: torch.Tensor, 
         spans,
         len(ids),
         frames_per_slice,
+        past=past,
         question=len(ids) - tail if rides else 0,
         wants=lambda group: group.stop == len(ids),
     )

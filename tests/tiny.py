@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,14 @@ PATCH, TEMPORAL_PATCH, MERGE = 4, 2, 2  # 14, 2, 2 in the real model
 PATCH_VALUES = 3 * TEMPORAL_PATCH * PATCH * PATCH
 
 
-def tiny_model(attention: str = "sdpa", *, seed: int = 0, dtype: torch.dtype = torch.float32, **text: object):
+def tiny_model(
+    attention: str = "sdpa",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    vision: Mapping[str, object] | None = None,
+    **text: object,
+):
     """A random Qwen2.5-VL of the real architecture; values of the 7B model stand beside the small ones."""
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
@@ -43,6 +51,7 @@ def tiny_model(attention: str = "sdpa", *, seed: int = 0, dtype: torch.dtype = t
             "window_size": 16,  # 112
             "fullatt_block_indexes": [1],  # [7, 15, 23, 31]
             "out_hidden_size": text.get("hidden_size", 48),  # 3584
+            **(vision or {}),
         },
         image_token_id=IMAGE,
         video_token_id=VIDEO,

@@ -1,53 +1,129 @@
-"""Bytes that are alive while tokens pass, besides weights, inputs and the cache."""
+"""Bytes alive at the fullest moments of a vision tower and of a decoder layer, besides weights, inputs and storage.
+
+Each figure adds up the tensors that one step of the host's forward() and of ours holds at once, result included, but
+not scratch space inside a kernel. A step's callers hold its inputs until it returns. Read off transformers 5.23; the
+steps are those of most hosts: norm, projections, rotary embedding, attention, gated MLP.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import torch
 
-from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Geometry
-from quickprefill.prompt.spans import VideoSpan
+from quickprefill.prompt.spans import Grid
 
-__all__ = ["decoder_bytes", "vision_bytes", "whole_video_bytes"]
+__all__ = ["feature_bytes", "layer_bytes", "question_bytes", "stored_only_bytes", "tower_bytes"]
 
-
-def vision_bytes(geometry: Geometry, num_video: int) -> int:
-    """The fullest moment of the vision tower for `num_video` tokens."""
-    size, patches = geometry.dtype.itemsize, num_video * geometry.patches_per_token
-    # Residual, its norm, and the widest step: attention's q, k, v before and after rotary and its output, or the MLP.
-    step = max(7 * geometry.vision_hidden, 3 * geometry.vision_mlp)
-    return int(patches * (4 * geometry.patch_values + size * (2 * geometry.vision_hidden + step)))
+_FLOAT32 = 4
+_WIDENED_TOKENS = 4096
+"""As in attention/group.py: keys and values of a prefix that a CPU makes float32 at a time."""
 
 
-def decoder_bytes(geometry: Geometry, rows: int, prefix: int, tower_tokens: int, num_video: int) -> int:
-    """The fullest moment of a group: `tower_tokens` in the tower beside what of the group it has made, or the decoder.
-
-    Args:
-        rows: rows that enter the decoder, behind `prefix` stored ones.
-        num_video: tokens of the group as the tower makes them.
-    """
-    size = geometry.dtype.itemsize
-    vision = vision_bytes(geometry, tower_tokens) + num_video * geometry.hidden * size
-    attention = (3 * geometry.heads + 4 * geometry.kv_heads) * geometry.head_dim
-    if geometry.eager:
-        attention += 3 * geometry.heads * (prefix + rows)
-    embeds = rows * size * (2 * geometry.hidden + 2 * geometry.head_dim)
-    decoder = embeds + rows * size * (2 * geometry.hidden + max(attention, 3 * geometry.mlp))
-    return int(max(vision, decoder))
+def feature_bytes(geometry: Geometry, num_tokens: int) -> int:
+    """Rows of that many tokens as they enter the decoder, and between its layers."""
+    return num_tokens * geometry.hidden * (1 + geometry.levels) * geometry.dtype.itemsize
 
 
-def whole_video_bytes(
-    geometry: Geometry, config: QuickPrefillConfig, spans: Sequence[VideoSpan], tower: Mapping[int, int]
-) -> int:
-    """The fullest moment before the first group where a compressor needs a whole video at once; else 0."""
-    compressor = config.compressor
-    if compressor is None or compressor.scope != "video":
+def tower_bytes(geometry: Geometry, grid: Grid) -> int:
+    """The vision tower, fed the slices of `grid`; its output is counted by `feature_bytes`."""
+    size, width, narrow = geometry.dtype.itemsize, geometry.vision_hidden, geometry.dtype != torch.float32
+    patches = grid.num_tokens * geometry.patches_per_token
+    # A block's input and its norm, then queries, keys and values in one; later the residual and its norm.
+    projected, residual = 5 * width, 3 * width
+    # The keys' turn, in float32: turned queries; of the keys the part by cosine, the turned halves and theirs by sine.
+    turning = size * projected + _FLOAT32 * (4 + 2 * narrow) * width
+    # Turned queries and keys and the output; those of the segments of one length are gathered where there are several.
+    attending = size * (projected + 3 * width) + int(size * 4 * width * _largest_part(geometry, grid))
+    gated = size * (residual + 3 * geometry.vision_mlp)  # activated gate, up and their product
+    rotary = 2 * _FLOAT32 * width // geometry.vision_heads  # cosines and sines
+    most = patches * max(turning, attending, gated)
+    if geometry.vision_eager:
+        segment = grid.slice_tokens * geometry.patches_per_token
+        maps = geometry.vision_heads * segment**2 * _eager_map_bytes(geometry)
+        most = max(most, maps + patches * size * (projected + 2 * width) + (patches - segment) * size * width)
+    return most + patches * (rotary + _pixel_bytes(geometry))
+
+
+def upload_bytes(geometry: Geometry, num_tokens: int) -> int:
+    """Pixels of a later pass through the tower, on their way to a GPU ahead of their turn."""
+    if geometry.vision_device.type != "cuda":
         return 0
-    most, size = 0, geometry.dtype.itemsize
-    for span in spans:
-        tokens, slice_tokens = span.grid.num_tokens, span.grid.slice_tokens
-        features = tokens * geometry.hidden * size
-        encoding = features + vision_bytes(geometry, tower[span.index] * slice_tokens)
-        work = compressor.workspace_bytes(tokens, slice_tokens, geometry.hidden, size)
-        most = max(most, encoding, 2 * features, features + work)
-    return most
+    return num_tokens * geometry.patches_per_token * geometry.patch_values * _FLOAT32
+
+
+def layer_bytes(geometry: Geometry, device: torch.device, rows: int, prefix: int) -> int:
+    """A decoder layer on `device` for `rows` behind `prefix` stored ones."""
+    size = geometry.dtype.itemsize
+    attention = stored_only_bytes(geometry, rows)
+    mlp = rows * size * (3 * geometry.hidden + 3 * geometry.mlp)  # input, residual, norm; gate, up and their product
+    if geometry.eager:
+        maps = geometry.heads * rows * (prefix + rows)
+        attention = max(attention, _eager_bytes(geometry, rows, prefix) + maps * _eager_map_bytes(geometry))
+        mlp += maps * size  # returned beside the attention's output, and nobody drops them before the MLP has run
+    elif prefix and device.type == "cpu":
+        attention = max(attention, _lower_right_bytes(geometry, rows, prefix))
+    return max(attention, mlp) + rows * size * 2 * geometry.head_dim  # cosines and sines
+
+
+def stored_only_bytes(geometry: Geometry, rows: int) -> int:
+    """A layer up to where its keys and values are stored: the rotary embedding is its fullest moment.
+
+    Beside input, norm, queries, keys and values: of the queries the part by cosine, the turned halves and theirs by
+    sine; or the turned queries, and of the keys those three.
+    """
+    queries, keys = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
+    turning = queries + 2 * keys + max(3 * queries, queries + 3 * keys)
+    return rows * geometry.dtype.itemsize * (2 * geometry.hidden + turning)
+
+
+def question_bytes(geometry: Geometry, rows: int, question: int, keys: int) -> int:
+    """What a question attends to among so many keys, behind a layer of `rows` rows.
+
+    Input and output of the layer; probabilities before and after a step of the softmax; keys that are made float32.
+    """
+    size, narrow = geometry.dtype.itemsize, geometry.dtype != torch.float32
+    maps = 2 * geometry.heads * question * keys * _FLOAT32
+    wide = keys * geometry.kv_heads * geometry.head_dim * _FLOAT32 * narrow
+    return maps + wide + rows * size * 2 * geometry.hidden
+
+
+def _lower_right_bytes(geometry: Geometry, rows: int, prefix: int) -> int:
+    """Attention on a CPU to a prefix and, causally, to the rows themselves, in float32: attention/group.py."""
+    size, narrow = geometry.dtype.itemsize, geometry.dtype != torch.float32
+    wide = max(size, _FLOAT32)
+    queries, keys = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
+    repeated = 2 * queries if geometry.heads != geometry.kv_heads else 0
+    # Wide queries, own keys and values repeated for every query head, and the output.
+    own = queries * narrow + (repeated or 2 * keys * narrow) + queries
+    # Queries laid behind each other, and the outputs of own keys and prefix, a block of which is made float32.
+    block = 2 * keys * min(prefix, _WIDENED_TOKENS) * narrow
+    step = wide * max(rows * own, rows * 3 * queries + block)
+    return rows * size * (2 * geometry.hidden + queries) + step
+
+
+def _eager_bytes(geometry: Geometry, rows: int, prefix: int) -> int:
+    """Beside the maps of eager attention: input, norm and queries; a mask; keys and values of every query head."""
+    size, queries = geometry.dtype.itemsize, geometry.heads * geometry.head_dim
+    repeated = 2 * queries * (prefix + rows) if geometry.heads != geometry.kv_heads else 0
+    return size * (rows * (2 * geometry.hidden + queries) + rows * (prefix + rows) + repeated)
+
+
+def _eager_map_bytes(geometry: Geometry) -> int:
+    """Bytes of one number of eager attention's maps: before and after a step, or as they are, in float32, softmaxed."""
+    size = geometry.dtype.itemsize
+    return 2 * size if geometry.dtype == torch.float32 else size + 2 * _FLOAT32
+
+
+def _pixel_bytes(geometry: Geometry) -> int:
+    """Bytes of a patch's pixels in the tower: a copy, unless they already lie there as it takes them."""
+    copied = geometry.vision_device.type != "cpu" or geometry.dtype != torch.float32
+    return geometry.patch_values * geometry.dtype.itemsize * copied
+
+
+def _largest_part(geometry: Geometry, grid: Grid) -> float:
+    """Share of a slice in the windows of one length; 0 where all windows have one."""
+    window = geometry.vision_window
+    if not window or not (grid.height % window or grid.width % window):
+        return 0.0
+    rows, columns = ((side - side % window, side % window) for side in (grid.height, grid.width))
+    return max(high * wide for high in rows for wide in columns) / grid.slice_tokens

@@ -6,20 +6,20 @@ policy decides by content how many tokens stay (PruneVid), figures are the most 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from quickprefill.budget.activations import decoder_bytes, whole_video_bytes
-from quickprefill.budget.counts import num_kept, selected_count, stored_count
-from quickprefill.budget.flops import layer_flops, store_flops, vision_flops
-from quickprefill.budget.groups import expected_entering, group_slices, tower_slices
+from quickprefill.budget.flops import layer_flops, vision_flops
+from quickprefill.budget.groups import GROUP_TOKENS, group_slices, tower_slices
+from quickprefill.budget.memory import Memory
+from quickprefill.budget.schedule import Band, Passing, Schedule, bands, passing_groups, tail_left
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Geometry
 from quickprefill.prompt.spans import Group, VideoSpan
 
-__all__ = ["Passing", "Plan", "passing_groups", "plan_row"]
+__all__ = ["Plan", "plan_row"]
 
 
 @dataclass(frozen=True)
@@ -29,58 +29,22 @@ class Plan:
     groups: int
     most_group_slices: int
     slots: tuple[int, ...]
-    """What each layer reserves at first behind what the cache holds: its fullest moment. 0 where that is the content's
-    to say; storage then grows, and is trimmed at the end."""
+    """What each layer may come to hold behind what the cache holds: its fullest moment."""
+    known: bool
+    """Whether that is so, or only a bound because the content decides: storage then grows up to it, and is trimmed at
+    the end."""
     stored: tuple[int, ...]
     """Tokens that the prompt leaves in each layer, text included."""
-    room: int
-    """Tokens to come for which each layer reserves in the end."""
     cache_bytes: int
     """Keys and values of `stored`."""
     reserved_bytes: dict[torch.device, int]
     """Storage at its fullest, by device."""
     activation_bytes: dict[torch.device, int]
     """Most that is alive besides weights, inputs and storage, by device."""
+    peak_bytes: dict[torch.device, int]
+    """Storage and activations together at their fullest moment, by device."""
     flops: float
     """Multiplications and additions in matrix products: vision tower, decoder layers, attention."""
-
-    @property
-    def peak_bytes(self) -> dict[torch.device, int]:
-        """Storage and activations together, by device."""
-        devices = {**self.reserved_bytes, **self.activation_bytes}
-        return {at: self.reserved_bytes.get(at, 0) + self.activation_bytes.get(at, 0) for at in devices}
-
-
-@dataclass(frozen=True)
-class Passing:
-    """A group as far as it is known beforehand."""
-
-    group: Group
-    entered: int
-    """Video tokens that enter the decoder."""
-    unit_tokens: int
-    unit_entered: int
-    """As in Entering: of the group or video in which a compressor compares tokens."""
-
-
-def passing_groups(config: QuickPrefillConfig, spans: Sequence[VideoSpan], frames_per_slice: int) -> Iterator[Passing]:
-    """The groups that the loop will make, in order."""
-    index = 0
-    compressor = config.compressor
-    whole = compressor is not None and compressor.scope == "video"
-    for span in spans:
-        slices, total = span.grid.slices, span.grid.num_tokens
-        step = group_slices(config, frames_per_slice, span.grid)
-        entering = expected_entering(config, span.grid, -(-slices // step))
-        for first in range(0, slices, step):
-            group = span.group(index, first, min(first + step, slices))
-            if whole:
-                entered = entering * group.stop_slice // slices - entering * first // slices
-                yield Passing(group, entered, total, entering)
-            else:
-                entered = expected_entering(config, group.grid)
-                yield Passing(group, entered, group.num_video, entered)
-            index += 1
 
 
 def plan_row(
@@ -105,122 +69,106 @@ def plan_row(
         wants: whether a group's final hidden states are read; in the others the last layer only fills its cache.
     """
     before = list(past) or [0] * geometry.layers
-    bands = _bands(config, before)
-    held = [before[at] for at, _ in bands]
-    slots = [0] * len(bands)
-    activation, flops, num_groups, most_slices = 0, 0.0, 0, 0
-    schedules: dict[tuple[int, ...], _Schedule] = {}
-    tower = {span.index: tower_slices(config, frames_per_slice, span.grid, geometry.vision_device) for span in spans}
+    layers = bands(geometry, config, before)
+    passes = _Passes(geometry, config, layers, question)
+    held = [before[band.first] for band in layers]
     for passing in passing_groups(config, spans, frames_per_slice):
-        group, span = passing.group, spans[passing.group.video]
-        num_groups, most_slices = num_groups + 1, max(most_slices, group.stop_slice - group.first_slice)
-        finish = wants(group)
-        key = (group.num_text, passing.entered, passing.unit_tokens, passing.unit_entered, finish)
-        if key not in schedules:
-            schedules[key] = _Schedule(geometry, config, passing, question, bands, finish=finish)
-        schedule = schedules[key]
-        tower_tokens = min(tower[span.index] * span.grid.slice_tokens, group.num_video)
-        activation = max(
-            activation, decoder_bytes(geometry, schedule.rows[0], max(held), tower_tokens, group.num_video)
-        )
-        flops += vision_flops(geometry, group.num_video, span.grid.slice_tokens) + schedule.flops(held)
-        slots = [max(most, here + rows) for most, here, rows in zip(slots, held, schedule.rows, strict=True)]
-        held = [here + new for here, new in zip(held, schedule.left, strict=True)]
+        held = passes.add(passing, held, finish=wants(passing.group))
     tail = length - (spans[-1].stop if spans else 0)
-    flops += sum(count * layer_flops(geometry, tail, here) for here, (_, count) in zip(held, bands, strict=True))
-    activation = max(activation, decoder_bytes(geometry, tail, max(held), 0, 0))
-    activation = max(activation, whole_video_bytes(geometry, config, spans, tower))
-    slots = [max(most, here + tail) for most, here in zip(slots, held, strict=True)]
-    held = [here + _tail_left(config, tail, at, geometry.layers) for here, (at, _) in zip(held, bands, strict=True)]
-    slots = [max(most, here + room) for most, here in zip(slots, held, strict=True)]
-    every_slots, every_held = _every(bands, slots), _every(bands, held)
-    stored = tuple(here - start for here, start in zip(every_held, before, strict=True))
-    fresh = tuple(most - start for most, start in zip(every_slots, before, strict=True))
-    known = config.compressor is None or config.compressor.exact
+    fullest = [max(most, here + tail) for most, here in zip(passes.fullest, held, strict=True)]
+    left = [
+        here + tail_left(config, tail, band.first, geometry.layers) for here, band in zip(held, layers, strict=True)
+    ]
+    slots = [max(most, here + room) for most, here in zip(fullest, left, strict=True)]
+    memory = Memory(geometry, config, layers, slots, question)
+    passes.fill(memory, spans, frames_per_slice)
+    memory.tail(tail, held)
+    memory.trim(left, room)
+    flops = passes.flops + sum(vision_flops(geometry, span.grid.num_tokens, span.grid.slice_tokens) for span in spans)
+    flops += sum(band.count * layer_flops(geometry, tail, here) for here, band in zip(held, layers, strict=True))
+    every_slots, every_left = _every(layers, slots), _every(layers, left)
+    stored = tuple(here - start for here, start in zip(every_left, before, strict=True))
     return Plan(
-        groups=num_groups,
-        most_group_slices=most_slices,
-        slots=fresh if known else (0,) * geometry.layers,
+        groups=len(passes),
+        most_group_slices=passes.most_slices,
+        slots=tuple(most - start for most, start in zip(every_slots, before, strict=True)),
+        known=config.compressor is None or config.compressor.exact,
         stored=stored,
-        room=room,
         cache_bytes=sum(stored) * geometry.kv_bytes,
         reserved_bytes=_by_device(geometry, every_slots),
-        activation_bytes={device: activation for device in {*geometry.devices, geometry.vision_device}},
+        activation_bytes=memory.activation,
+        peak_bytes=memory.peak,
         flops=flops,
     )
 
 
-_Bands = Sequence[tuple[int, int]]
-"""(first layer, number of layers) of consecutive layers that every group treats alike."""
+class _Passes:
+    """The groups of a prompt, in order, and what each band of layers holds before them."""
+
+    def __init__(self, geometry: Geometry, config: QuickPrefillConfig, layers: Sequence[Band], question: int) -> None:
+        self._geometry, self._config, self._bands, self._question = geometry, config, layers, question
+        self._passes: list[tuple[Passing, Schedule, list[int]]] = []
+        self._schedules: dict[tuple[int, ...], Schedule] = {}
+        self.fullest = [0] * len(layers)
+        """Most that each layer of a band stores."""
+        self.flops = 0.0
+        self.most_slices = 0
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def add(self, passing: Passing, held: list[int], *, finish: bool) -> list[int]:
+        """The next group, behind `held` tokens in each band; returns what is held after it."""
+        group = passing.group
+        schedule = self._schedule(passing, finish=finish)
+        self._passes.append((passing, schedule, held))
+        self.flops += schedule.flops(held)
+        self.most_slices = max(self.most_slices, group.stop_slice - group.first_slice)
+        # Without the past a group lies in a cache of its own until it is pruned.
+        taken = schedule.rows if self._config.see_past else schedule.left
+        self.fullest = [max(most, here + new) for most, here, new in zip(self.fullest, held, taken, strict=True)]
+        return [here + new for here, new in zip(held, schedule.left, strict=True)]
+
+    def _schedule(self, passing: Passing, *, finish: bool) -> Schedule:
+        key = (passing.group.num_text, passing.entered, passing.unit_tokens, passing.unit_entered, finish)
+        if key not in self._schedules:
+            self._schedules[key] = Schedule(
+                self._geometry, self._config, passing, self._question, self._bands, finish=finish
+            )
+        return self._schedules[key]
+
+    def fill(self, memory: Memory, spans: Sequence[VideoSpan], frames_per_slice: int) -> None:
+        """Let the groups pass."""
+        config = self._config
+        whole = config.compressor is not None and config.compressor.scope == "video"
+        for passing, schedule, held in self._passes:
+            video = passing.group.video_grid
+            grid = video if whole else passing.group.grid
+            if not whole or not passing.group.first_slice:
+                memory.hold(self._waiting(passing))
+                step = tower_slices(config, frames_per_slice, video, self._geometry.vision_device)
+                memory.encode(grid, step, more=passing.group.stop_slice < video.slices)
+                memory.compress(grid, -(-grid.slices // group_slices(config, frames_per_slice, video)))
+                memory.hold(passing.unit_entered if whole else self._waiting(passing))
+            memory.group(schedule, held)
+        memory.hold(0)
+
+    def _waiting(self, passing: Passing) -> int:
+        """Compressed tokens of other groups that may lie beside this one, until enough have come to enter together."""
+        compressor = self._config.compressor
+        if (
+            compressor is None
+            or compressor.exact
+            or compressor.scope == "video"
+            or self._config.group_frames is not None
+        ):
+            return 0
+        return min(GROUP_TOKENS, passing.entered * (len(self) - 1))
 
 
-def _bands(config: QuickPrefillConfig, before: Sequence[int]) -> _Bands:
-    layers, cuts = len(before), {0, config.first_layer, len(before) - 1}
-    if config.layer_decay is not None:
-        cuts = set(range(layers))
-    for layer in (config.progressive_from, config.selector.layer if config.selector is not None else None):
-        cuts |= set() if layer is None else {layer, layer + 1}
-    cuts |= {at for at in range(1, layers) if before[at] != before[at - 1]}
-    starts = sorted(at for at in cuts if 0 <= at < layers)
-    return [(start, stop - start) for start, stop in zip(starts, [*starts[1:], layers], strict=True)]
-
-
-def _every(bands: _Bands, values: Sequence[int]) -> list[int]:
+def _every(layers: Sequence[Band], values: Sequence[int]) -> list[int]:
     """A value of each band, for each layer."""
-    return [value for value, (_, count) in zip(values, bands, strict=True) for _ in range(count)]
-
-
-def _tail_left(config: QuickPrefillConfig, tail: int, layer: int, layers: int) -> int:
-    return num_kept(config, tail, layer, layers) if config.prune_text and tail else tail
-
-
-class _Schedule:
-    """What a kind of group does to every band of layers."""
-
-    def __init__(
-        self,
-        geometry: Geometry,
-        config: QuickPrefillConfig,
-        passing: Passing,
-        question: int,
-        bands: _Bands,
-        *,
-        finish: bool,
-    ) -> None:
-        self._geometry, self._bands = geometry, bands
-        self._last_whole = finish or (config.scorer is not None and config.scorer.uses_residual)
-        num_text = passing.group.num_text
-        kept = list(_kept(config, passing, geometry.layers))
-        self.rows = [num_text + kept[at][0] + question for at, _ in bands]
-        """Rows that enter each layer of a band."""
-        self.left = [num_text + kept[at][1] for at, _ in bands]
-        """Tokens of the group that each of its layers stores in the end."""
-
-    def flops(self, held: Sequence[int]) -> float:
-        """Work of the layers, which hold so many tokens."""
-        work = 0.0
-        for rows, here, (at, count) in zip(self.rows, held, self._bands, strict=True):
-            if at + 1 == self._geometry.layers and not self._last_whole:
-                work += store_flops(self._geometry, rows)
-            else:
-                work += count * layer_flops(self._geometry, rows, here)
-        return work
-
-
-def _kept(config: QuickPrefillConfig, passing: Passing, layers: int) -> Iterator[tuple[int, int]]:
-    """For each layer: the video tokens of a group that enter it, and those that it stores in the end."""
-    alive, selector = passing.entered, config.selector
-    entered, unit, unit_entered = passing.entered, passing.unit_tokens, passing.unit_entered
-    for at in range(layers):
-        entering = stays = alive
-        if config.scorer is not None:
-            stays = min(stored_count(config, entered, unit, unit_entered, at, layers), alive)
-            if config.progressive_from is not None and at >= config.progressive_from:
-                alive = stays
-        elif selector is not None and (at == selector.layer or (at < selector.layer and selector.prune_cache)):
-            stays = min(selected_count(config, alive, unit, unit_entered), alive)
-            alive = stays if at == selector.layer else alive
-        yield entering, stays
+    return [value for value, band in zip(values, layers, strict=True) for _ in range(band.count)]
 
 
 def _by_device(geometry: Geometry, slots: Sequence[int]) -> dict[torch.device, int]:

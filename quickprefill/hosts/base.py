@@ -28,7 +28,10 @@ class Geometry:
     mlp: int
     vision_layers: int
     vision_hidden: int
+    vision_heads: int
     vision_mlp: int
+    vision_window: int
+    """Tokens along a side of the tower's windows; 0: it has none."""
     patches_per_token: int
     """Patches of the vision tower that merge into one token."""
     patch_values: int
@@ -38,7 +41,11 @@ class Geometry:
     """Where each decoder layer runs."""
     vision_device: torch.device
     eager: bool = False
-    """Whether attention maps are made in memory."""
+    """Whether the decoder's attention maps are made in memory."""
+    vision_eager: bool = False
+    """Whether the tower's are."""
+    levels: int = 0
+    """Features for later layers that ride behind an embedding, each as wide as it."""
 
     @property
     def kv_bytes(self) -> int:

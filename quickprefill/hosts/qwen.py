@@ -71,13 +71,17 @@ class QwenHost(TransformersHost):
             mlp=text.intermediate_size,
             vision_layers=vision.depth,
             vision_hidden=vision_hidden,
+            vision_heads=vision.num_heads,
             vision_mlp=vision_mlp,
+            vision_window=getattr(vision, "window_size", 0) // vision.patch_size // vision.spatial_merge_size,
             patches_per_token=vision.spatial_merge_size**2,
             patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
             dtype=core.dtype,
             devices=layer_devices(core.language_model.layers),
             vision_device=execution_device(core.visual),
             eager=host_implementation(self.attention_config(core)) == "eager",
+            vision_eager=host_implementation(core.visual.config) == "eager",
+            levels=len(getattr(core.visual, "deepstack_visual_indexes", ())),
         )
 
     def vision_sizes(self, vision: Any) -> tuple[int, int]:

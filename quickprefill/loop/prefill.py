@@ -10,8 +10,8 @@ from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
 from quickprefill.budget.fit import fitted
-from quickprefill.budget.plan import plan_row
-from quickprefill.cache.layer import PrunedLayer
+from quickprefill.budget.plan import Plan, plan_row
+from quickprefill.cache.layer import PrunedLayer, stored_tokens
 from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
@@ -108,14 +108,14 @@ class _Prompt:
             self._spans,
             length,
             frames_per_slice,
-            past=[_stored(layer) for layer in self._past],
+            past=[stored_tokens(layer) for layer in self._past],
             room=room,
             question=0 if question is None or not _rides(config) else len(question),
             wants=collect.wants,
         )
         recorder.group_frames = max(recorder.group_frames, plan.most_group_slices * frames_per_slice)
         recorder.flops += plan.flops
-        cache = self._cache(plan.slots)
+        cache = self._cache(plan)
         decoder = Decoder(host, core, config, cache, recorder)
         asked = None if question is None else question.embeds[:, : self._geometry.hidden]
         encoder = Encoder(row, config, frames_per_slice, self._geometry.hidden, asked, recorder)
@@ -141,14 +141,14 @@ class _Prompt:
             collect.take(decoder.tail(self._text(columns)), columns)
         return cache.layers, collect.hidden()
 
-    def _cache(self, slots: tuple[int, ...]) -> DynamicCache:
+    def _cache(self, plan: Plan) -> DynamicCache:
         """A cache of its own that goes on where the caller's ends."""
         cache = DynamicCache()
         fresh = self._host.new_layers(self._core)
         past = self._past or fresh
         cache.layers = [
-            PrunedLayer.adopt(layer, capacity) if _prunable(layer) else copy.copy(layer)
-            for layer, capacity in zip(past, slots, strict=True)
+            PrunedLayer.adopt(layer, capacity, grows=not plan.known) if _prunable(layer) else copy.copy(layer)
+            for layer, capacity in zip(past, plan.slots, strict=True)
         ]
         return cache
 
@@ -173,10 +173,6 @@ def _rides(config: QuickPrefillConfig) -> bool:
 
 def _prunable(layer: Any) -> bool:
     return type(layer).__name__ in ("DynamicLayer", "PrunedLayer")
-
-
-def _stored(layer: Any) -> int:
-    return layer.stored_length if isinstance(layer, PrunedLayer) else int(layer.get_seq_length())
 
 
 def _unique(rows: list[Row]) -> tuple[list[Row], list[int]]:
