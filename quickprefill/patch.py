@@ -97,12 +97,25 @@ class Unbound:
 
 
 class Bound:
-    """A method of ours in a model's own namespace. It copies and pickles with the model, as a closure could not."""
+    """A method of ours in a model's own namespace. It copies and pickles with the model, as a closure could not.
 
-    __slots__ = ("__name__", "__self__")
+    It holds the model weakly: a model that held itself would keep its weights until the next garbage collection.
+    """
+
+    __slots__ = ("__name__", "_model")
 
     def __init__(self, model: Any, name: str) -> None:
-        self.__self__, self.__name__ = model, name
+        self._model, self.__name__ = weakref.ref(model), name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bound, (self.__self__, self.__name__)
+
+    @property
+    def __self__(self) -> Any:
+        model = self._model()
+        if model is None:
+            raise ReferenceError(f"the model whose {self.__name__}() this is was deleted")
+        return model
 
     @property
     def __func__(self) -> Unbound:

@@ -1,8 +1,9 @@
 """Functions of ours in the place of a host's attention function, while a forward that is ours runs.
 
 AttentionInterface is transformers' own place for attention functions; a config names the one that its layers use. The
-swap is counted, so threads may share a model: in a thread that runs no forward of ours the function does what the
-host's own does. After the last use no name of ours is left in transformers' tables.
+swap is counted, so several threads may run forwards of ours on one model, and in a thread that runs none the function
+does what the host's own does; a stock forward that reads the config twice may still see both names if a thread beside
+it begins or ends one of ours in between. After the last use no name of ours is left in transformers' tables.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def flash_is_requested(config: Any) -> bool:
 
 def host_attention(implementation: str, module: Any) -> Callable[..., Any]:
     """The host's attention function for a module of its; "eager" is the one in the module's own file."""
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    files = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
+    own = next((found for file in files if (found := getattr(file, "eager_attention_forward", None)) is not None), None)
     function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, own)
     return function
 

@@ -45,14 +45,16 @@ class Running:
     """(B, K, n, D), all that it attended to."""
     _masks: dict[tuple[int, int], torch.Tensor | None] = field(default_factory=dict)
 
-    def padding(self, index: int) -> torch.Tensor | None:
-        """Which slots of a layer each row sees, (B, stored) bool; None: all."""
+    def padding(self, index: int, num_keys: int) -> torch.Tensor | None:
+        """Which of a layer's keys each row sees, (B, num_keys) bool; None: all."""
         layer = self.layers[index]
-        if not isinstance(layer, PrunedLayer):
+        pruned = isinstance(layer, PrunedLayer)
+        if not pruned and self.attention_mask is None:
             return None
-        key = (layer.stored_length, layer.prefill_logical_length)
+        key = (num_keys, layer.prefill_logical_length if pruned else -1)
         if key not in self._masks:
-            slots = visible_slots(layer, self.attention_mask)
+            mask = self.attention_mask  # of a layer that is the host's, the last columns, as there
+            slots = visible_slots(layer, mask) if pruned or mask is None else mask[:, -num_keys:].bool()
             self._masks[key] = None if slots is None or bool(slots.all()) else slots
         return self._masks[key]
 
@@ -90,7 +92,7 @@ def _functions(implementation: str) -> tuple[Any, Any]:
             forward.keys = key
         if forward.stop:
             raise Stored
-        padding = forward.padding(module.layer_idx)
+        padding = forward.padding(module.layer_idx, key.shape[2])
         if "flash" in implementation:
             return host(module, query, key, value, padding, **kwargs)
         window = kwargs.get("sliding_window")

@@ -36,6 +36,8 @@ def passing_groups(config: QuickPrefillConfig, spans: Sequence[VideoSpan], frame
         slices, total = span.grid.slices, span.grid.num_tokens
         step = group_slices(config, frames_per_slice, span.grid)
         entering = expected_entering(config, span.grid, -(-slices // step))
+        if whole:
+            step = group_slices(config, frames_per_slice, span.grid, entering)
         for first in range(0, slices, step):
             group = span.group(index, first, min(first + step, slices))
             if whole:

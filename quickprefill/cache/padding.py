@@ -57,7 +57,7 @@ def visible_slots(layer: PrunedLayer, attention_mask: torch.Tensor | None) -> to
     newer = layer.logical_length - layer.prefill_logical_length
     slots = torch.ones(layer.keys.shape[0], layer.stored_length, dtype=torch.bool, device=layer.keys.device)
     if layer.prefill_mask is not None:
-        slots[:, : layer.stored_length - newer] = layer.prefill_mask.to(slots.device)
+        slots[:, : layer.prefill_mask.shape[1]] = layer.prefill_mask.to(slots.device)
     if attention_mask is not None and newer:
         slots[:, layer.stored_length - newer :] = attention_mask[:, -newer:].to(slots.device)
     return slots

@@ -7,6 +7,7 @@ before the first forward and passes `mm_encoder_outputs`. There the override put
 from __future__ import annotations
 
 import contextlib
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -91,6 +92,8 @@ class TransformersHost(Host):
     def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
         if call.get("input_ids") is None:
             return "inputs_embeds came without input_ids, so the video's columns are unknown"
+        if call.get("inputs_embeds") is not None:
+            return "inputs_embeds came beside input_ids, and embeds text in a way of its own"
         encoded = _encoded(call, "video")
         if encoded is not None and not all(isinstance(video, PendingVideo) for video in versions.pooled(encoded)):
             return "the video's features were computed beforehand (mm_encoder_outputs or prefill_chunk_size)"
@@ -190,8 +193,13 @@ class TransformersHost(Host):
     @contextlib.contextmanager
     def watch_residual(self, core: Any, index: int) -> Iterator[list[torch.Tensor]]:
         seen: list[torch.Tensor] = []
-        norm = core.language_model.layers[index].post_attention_layernorm
-        hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        mine = threading.get_ident()
+
+        def watch(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            if threading.get_ident() == mine:  # other threads may use the model too
+                seen.append(args[0])
+
+        hook = core.language_model.layers[index].post_attention_layernorm.register_forward_pre_hook(watch)
         try:
             yield seen
         finally:

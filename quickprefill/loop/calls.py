@@ -102,11 +102,32 @@ class Calls:
     def _is_ours(self, core: Any, call: dict[str, Any], request: _Request) -> bool:
         if not self.host.has_video(call) or _is_left(core) or _is_inert(core, call, request):
             return False
-        reason = _machinery_reason(core, call) or self.host.stock_reason(core, call)
+        reason = _machinery_reason(core, call) or self.host.stock_reason(core, call) or self._layers_reason(core, call)
         if reason is not None and reason not in self._warned:
             self._warned.add(reason)
             logger.warning("quickprefill leaves this video to the stock model, unpruned: %s", reason)
         return reason is None
+
+    def _layers_reason(self, core: Any, call: dict[str, Any]) -> str | None:
+        """Why the layers of this call's cache cannot take a group."""
+        cache, ids, mask = call.get("past_key_values"), call["input_ids"], call.get("attention_mask")
+        layers = getattr(cache, "layers", None) or self.host.new_layers(core)
+        if mask is not None and not bool(mask[:, : mask.shape[1] - ids.shape[1]].all()):
+            return "the cache holds padding of an earlier turn"
+        if not any(getattr(layer, "is_sliding", False) for layer in layers):
+            return None
+        selector = self.config.selector
+        if (
+            selector is not None
+            and selector.attention == "causal"
+            and getattr(layers[selector.layer], "is_sliding", False)
+        ):
+            return f"{selector.name} reads the attention of layer {selector.layer}, which sees a sliding window only"
+        if not self.config.see_past:
+            return "see_past=False has no meaning for layers with a sliding window"
+        if ids.shape[0] > 1 and not bool((ids == ids[:1]).all()):
+            return "layers with a sliding window take different prompts one at a time, not as a batch"
+        return None
 
     def _stock(self, stock: Callable[..., Any], core: Any, call: dict[str, Any]) -> Any:
         layers = getattr(call.get("past_key_values"), "layers", [])
@@ -166,8 +187,6 @@ def cache_reason(cache: Any, ids: torch.Tensor | None) -> str | None:
         return None
     if cache.get_seq_length() > 0:
         return "the cache already holds tokens of a batch of several rows; a later turn's video needs batch size 1"
-    if any(getattr(layer, "is_sliding", False) for layer in cache.layers) and not bool((ids == ids[:1]).all()):
-        return "layers with a sliding window take different prompts one at a time, not as a batch"
     return None
 
 

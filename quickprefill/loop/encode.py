@@ -10,6 +10,7 @@ import torch
 from quickprefill.budget.counts import compressed_count
 from quickprefill.budget.groups import GROUP_TOKENS, group_slices, tower_slices
 from quickprefill.config import QuickPrefillConfig
+from quickprefill.errors import ConfigError
 from quickprefill.hosts.base import Row
 from quickprefill.policies import Compressor
 from quickprefill.prompt.pending import PendingVideo
@@ -111,6 +112,7 @@ class Encoder:
         count = compressed_count(self._config, tokens.num_tokens, groups)
         with self._recorder.span("compress", self._index):
             compressed = compressor.compress(replace(tokens, num_kept=count, question=self._question))
+        _check(compressor, compressed, tokens)
         self._recorder.kept_places("compress", group, None, compressed.source)
         return compressed
 
@@ -124,6 +126,20 @@ class Encoder:
             del unit
         if held:
             yield _joined(self._index, span, _emptied(held))
+
+
+def _check(compressor: Compressor, after: VideoTokens, before: VideoTokens) -> None:
+    """Raise ConfigError where sizes show that compress() did not do what it must; nothing waits for the device."""
+    title = f"{type(compressor).__name__}.compress()"
+    if not isinstance(after, VideoTokens):
+        raise ConfigError(f"{title} must return VideoTokens, as tokens.take(index) does, got {type(after).__name__}")
+    number, width = after.num_tokens, before.embeds.shape[1]
+    shapes = (tuple(after.embeds.shape), tuple(after.positions.shape), tuple(after.source.shape))
+    if shapes != ((number, width), (before.positions.shape[0], number), (number,)) or number > before.num_tokens:
+        raise ConfigError(
+            f"{title} must return at most {before.num_tokens} tokens {width} wide, with a position and a source each; "
+            f"got embeds, positions and source of shapes {', '.join(map(str, shapes))}"
+        )
 
 
 def _encoded(video: PendingVideo, first: int, stop: int, step: int) -> torch.Tensor:

@@ -30,18 +30,23 @@ class Decoder:
         self._pruner = Pruner(host, core, config, len(cache.layers), recorder)
         self._attention_config = host.attention_config(core)
 
-    def tail(self, text: Text) -> torch.Tensor:
-        """The text behind the last group, (n, C) -> final hidden states (n, C)."""
+    def tail(self, text: Text, *, behind_video: bool) -> torch.Tensor:
+        """The text behind the last group, (n, C) -> final hidden states (n, C).
+
+        behind_video: whether there is a group at all; only text behind one is prune_text's.
+        """
         hidden = text.embeds[None]
         rotary = self._host.rotary(self._core, hidden, text.positions)
-        return self._text(hidden, rotary, -1, prunable=self._config.prune_text)
+        return self._text(hidden, rotary, -1, self._cache, prunable=self._config.prune_text and behind_video)
 
-    def _text(self, hidden: torch.Tensor, rotary: Any, group: int, *, prunable: bool = False) -> torch.Tensor:
+    def _text(
+        self, hidden: torch.Tensor, rotary: Any, group: int, cache: Any, *, prunable: bool = False
+    ) -> torch.Tensor:
         length = hidden.shape[1]
-        with running(self._attention_config, Running(self._layers)), self._recorder.span("decode", group):
-            for index, layer in enumerate(self._layers):
+        with running(self._attention_config, Running(cache.layers)), self._recorder.span("decode", group):
+            for index, layer in enumerate(cache.layers):
                 with self._residual(index, prunable and self._pruner.watches_residual(layer)) as residual:
-                    hidden = self._host.layer(self._core, index, hidden, rotary, self._cache)
+                    hidden = self._host.layer(self._core, index, hidden, rotary, cache)
                 if prunable:
                     self._pruner.text(index, length, layer, residual[0] if residual else None)
         return self._host.norm(self._core, hidden)[0]
@@ -93,7 +98,14 @@ class Decoder:
         hidden = stretch.hidden[:, : stretch.num_rows]
         if not stretch.num_rows:
             return hidden[0]
-        return self._text(hidden, self._host.take_rotary(stretch.rotary, rows), stretch.group.index)
+        rotary = self._host.take_rotary(stretch.rotary, rows)
+        if self._config.see_past:
+            return self._text(hidden, rotary, stretch.group.index, self._cache)
+        scratch = self._scratch(len(rows))
+        hidden = self._text(hidden, rotary, stretch.group.index, scratch)
+        for layer, taken in zip(self._layers, scratch.layers, strict=True):
+            layer.absorb(taken)
+        return hidden
 
     def _absorb(self, scratch: Any, index: int) -> None:
         """Store what the layers of a scratch cache up to `index` keep, unless a later layer decides about it."""

@@ -56,7 +56,7 @@ def prefill(
     rows, row_of = _unique(host.rows(core, call))
     num_columns = call["input_ids"].shape[1]
     logical_length = cache.get_seq_length() + num_columns
-    room = min(max(getattr(cache, MAX_LENGTH, logical_length) - logical_length, 0), _MOST_ROOM_TOKENS)
+    room = min(max(vars(cache).pop(MAX_LENGTH, logical_length) - logical_length, 0), _MOST_ROOM_TOKENS)
     wanted = wanted_columns(logits_to_keep, num_columns)
     filled, hidden = [], []
     try:
@@ -138,7 +138,7 @@ class _Prompt:
         bar.close()
         if tail < length:
             columns = torch.arange(tail, length)
-            collect.take(decoder.tail(self._text(columns)), columns)
+            collect.take(decoder.tail(self._text(columns), behind_video=bool(self._spans)), columns)
         return cache.layers, collect.hidden()
 
     def _cache(self, plan: Plan) -> DynamicCache:

@@ -82,12 +82,8 @@ class Pruner:
         self, selector: Selector, index: int, inputs: torch.Tensor, stretch: Stretch, run: Running
     ) -> torch.Tensor:
         """What the selecting policy keeps; it asks for the question's attention to the group."""
-        causal = selector.attention == "causal"
-        queries, keys = (run.queries, run.keys) if causal else self._position_free(index, inputs, stretch)
-        attention = question_attention(queries, keys, causal=causal)[0]  # type: ignore[arg-type]
-        group_rows = attention[..., attention.shape[-1] - stretch.num_question - stretch.num_rows :]
         seen = GroupAttention(
-            attention=stretch.of_video(group_rows),
+            attention=self._question_attention(selector, index, inputs, stretch, run),
             num_kept=min(
                 selected_count(self._config, stretch.num_video, stretch.unit_tokens, stretch.unit_entered),
                 stretch.num_video,
@@ -98,7 +94,30 @@ class Pruner:
             layer=index,
             group=stretch.group.index,
         )
-        return selector.select(seen).to(inputs.device)
+        selected = selector.select(seen)
+        if not isinstance(selected, torch.Tensor) or selected.ndim != 1 or selected.dtype != torch.long:
+            shown = (
+                f"{selected.dtype} {tuple(selected.shape)}" if isinstance(selected, torch.Tensor) else repr(selected)
+            )
+            raise ConfigError(
+                f"{type(selector).__name__}.select() must return ascending indices, (n,) long, got {shown}"
+            )
+        if not 1 <= len(selected) <= stretch.num_video:
+            raise ConfigError(
+                f"{type(selector).__name__}.select() must keep 1 to {stretch.num_video} tokens, got {len(selected)}"
+            )
+        return selected.to(inputs.device)
+
+    def _question_attention(
+        self, selector: Selector, index: int, inputs: torch.Tensor, stretch: Stretch, run: Running
+    ) -> torch.Tensor:
+        """(H, Q, N) of the question's rows to the group's video; without a question Q is 0."""
+        if not stretch.num_question:
+            return torch.empty(0, 0, stretch.num_video, device=inputs.device)
+        causal = selector.attention == "causal"
+        queries, keys = (run.queries, run.keys) if causal else self._position_free(index, inputs, stretch)
+        attention = question_attention(queries, keys, causal=causal)[0]  # type: ignore[arg-type]
+        return stretch.of_video(attention[..., attention.shape[-1] - stretch.num_question - stretch.num_rows :])
 
     def _position_free(
         self, index: int, inputs: torch.Tensor, stretch: Stretch
@@ -168,9 +187,9 @@ def _chosen(scorer: Scorer, kv: GroupKV) -> torch.Tensor:
     scores = scorer.score(kv)
     batch, heads, num_tokens, _ = kv.keys.shape
     expected = (batch, heads, num_tokens) if scorer.per_head else (batch, num_tokens)
-    if scores.shape != expected:
+    if not isinstance(scores, torch.Tensor) or scores.shape != expected:
+        shown = tuple(scores.shape) if isinstance(scores, torch.Tensor) else repr(scores)
         raise ConfigError(
-            f"{type(scorer).__name__}.score() must return one score per token, shape {expected}, "
-            f"got {tuple(scores.shape)}"
+            f"{type(scorer).__name__}.score() must return one score per token, shape {expected}, got {shown}"
         )
     return select(scores, kv.num_kept)[0]
