@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,15 +96,14 @@ class PrefillReport:
 _STAGES = ("encode", "compress", "decode", "prune")
 
 
-def _clock() -> Callable[[], Any]:
-    """What notes a point in time; a prefill keeps to one, even if CUDA comes into use meanwhile."""
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return _event if in_use else time.perf_counter
+def _clock(device: torch.device) -> Callable[[], Any]:
+    """What notes a point in time: where the decoder ends on a GPU, when that gets there, else when the host does."""
+    return functools.partial(_event, device) if device.type == "cuda" else time.perf_counter
 
 
-def _event() -> torch.cuda.Event:
+def _event(device: torch.device) -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
 
 
@@ -125,6 +125,8 @@ class Recorder:
     """Collects a PrefillReport. Times on a GPU are read from events afterwards, so recording never waits for it."""
 
     trace: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the last decoder layer runs."""
     prompts: int = 0
     groups: int = 0
     video_tokens: int = 0
@@ -137,9 +139,9 @@ class Recorder:
     flops: float = 0.0
     _spans: list[_Timed] = field(default_factory=list)
     _kept: list[KeptPlaces] = field(default_factory=list)
-    _now: Callable[[], Any] = field(default_factory=lambda: _clock())
 
     def __post_init__(self) -> None:
+        self._now = _clock(self.device)
         self._start = self._now()
 
     def stored(self, layer: int, count: int) -> None:

@@ -91,7 +91,7 @@ class Calls:
         try:
             call = _named(stock, args, kwargs)
             if self._is_ours(core, call, request):
-                recorder = Recorder(trace=self.config.trace)
+                recorder = Recorder(self.config.trace, self.host.geometry(core).devices[-1])
                 output = prefill(self.host, core, self.config, call, request.logits_to_keep, recorder)
                 self.last_prefill = recorder
                 return output
