@@ -105,19 +105,17 @@ def begin(host: Host, core: Any, entering: Entering, text: Text, question: Text 
     group, tokens = entering.group, entering.tokens
     parts = [text, Text(tokens.embeds.to(text.embeds), tokens.positions), *([question] if question else [])]
     parts = [part for part in parts if len(part)] or parts[:1]
-    hidden = torch.cat([part.embeds for part in parts]) if len(parts) > 1 else parts[0].embeds
-    positions = torch.cat([part.positions.to(hidden.device) for part in parts], dim=1)
     num_text, num_video = len(text), tokens.num_tokens
     video: slice | torch.Tensor = slice(num_text, num_text + num_video)
-    text_rows = None
+    text_rows = rows = None
     if not group.consecutive:
         columns = torch.cat([group.text_columns().to(tokens.source.device), group.columns(tokens.source)])
-        order = columns.argsort()
-        row_of = order.argsort()
-        text_rows, video = row_of[:num_text], row_of[num_text:]
-        num_question = hidden.shape[0] - len(order)
-        order = torch.cat([order, torch.arange(num_question, device=order.device) + len(order)]).to(hidden.device)
-        hidden, positions = hidden[order], positions[:, order]
+        rows = columns.argsort().argsort()
+        text_rows, video = rows[:num_text], rows[num_text:]
+        riding = torch.arange(len(question) if question else 0, device=rows.device) + len(rows)
+        rows = torch.cat([rows, riding]).to(text.embeds.device)
+    hidden = _together([part.embeds for part in parts], rows, dim=0)
+    positions = _together([part.positions.to(hidden.device) for part in parts], rows, dim=1)
     return Stretch(
         group=group,
         hidden=hidden[None],
@@ -133,3 +131,16 @@ def begin(host: Host, core: Any, entering: Entering, text: Text, question: Text 
         unit_entered=entering.unit_entered,
         pools=tokens.pools,
     )
+
+
+def _together(parts: list[torch.Tensor], rows: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """Parts behind each other, or each of their entries at its place in `rows`."""
+    if rows is None:
+        return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+    shape = list(parts[0].shape)
+    shape[dim] = len(rows)
+    whole, start = parts[0].new_empty(shape), 0
+    for part in parts:
+        whole.index_copy_(dim, rows[start : start + part.shape[dim]], part)
+        start += part.shape[dim]
+    return whole
