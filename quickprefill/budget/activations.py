@@ -25,7 +25,7 @@ def feature_bytes(geometry: Geometry, num_tokens: int) -> int:
 
 
 def tower_bytes(geometry: Geometry, grid: Grid) -> int:
-    """The vision tower, fed the slices of `grid`; its output is counted by `feature_bytes`."""
+    """The vision tower, fed the slices of `grid`."""
     size, width, narrow = geometry.dtype.itemsize, geometry.vision_hidden, geometry.dtype != torch.float32
     patches = grid.num_tokens * geometry.patches_per_token
     # A block's input and its norm, then queries, keys and values in one; later the residual and its norm.
@@ -34,14 +34,16 @@ def tower_bytes(geometry: Geometry, grid: Grid) -> int:
     turning = size * projected + _FLOAT32 * (4 + 2 * narrow) * width
     # Turned queries and keys and the output; those of the segments of one length are gathered where there are several.
     attending = size * (projected + 3 * width) + int(size * 4 * width * _largest_part(geometry, grid))
-    gated = size * (residual + 3 * geometry.vision_mlp)  # activated gate, up and their product
+    mlp = size * (residual + geometry.vision_mlp_tensors * geometry.vision_mlp)
     rotary = 2 * _FLOAT32 * width // geometry.vision_heads  # cosines and sines
-    most = patches * max(turning, attending, gated)
+    most = patches * max(turning, attending, mlp)
     if geometry.vision_eager:
         segment = grid.slice_tokens * geometry.patches_per_token
         maps = geometry.vision_heads * segment**2 * _eager_map_bytes(geometry)
         most = max(most, maps + patches * size * (projected + 2 * width) + (patches - segment) * size * width)
-    return most + patches * (rotary + _pixel_bytes(geometry))
+    table = _FLOAT32 * width * geometry.vision_table
+    later = feature_bytes(geometry, grid.num_tokens) * geometry.levels // (1 + geometry.levels)  # made on the way
+    return most + patches * (rotary + table + _pixel_bytes(geometry)) + later
 
 
 def upload_bytes(geometry: Geometry, num_tokens: int) -> int:
@@ -76,15 +78,21 @@ def stored_only_bytes(geometry: Geometry, rows: int) -> int:
     return rows * geometry.dtype.itemsize * (2 * geometry.hidden + turning)
 
 
-def question_bytes(geometry: Geometry, rows: int, question: int, keys: int) -> int:
+def question_bytes(geometry: Geometry, rows: int, question: int, keys: int, *, apart: bool) -> int:
     """What a question attends to among so many keys, behind a layer of `rows` rows.
 
-    Input and output of the layer; probabilities before and after a step of the softmax; keys that are made float32.
+    Args:
+        apart: the keys are made for it, where else they are those of the cache.
     """
     size, narrow = geometry.dtype.itemsize, geometry.dtype != torch.float32
-    maps = 2 * geometry.heads * question * keys * _FLOAT32
-    wide = keys * geometry.kv_heads * geometry.head_dim * _FLOAT32 * narrow
-    return maps + wide + rows * size * 2 * geometry.hidden
+    stored = geometry.kv_heads * geometry.head_dim
+    beside = size * (
+        2 * geometry.hidden + 2 * geometry.head_dim + stored * apart
+    )  # input and output, cosines and sines
+    queries = question * geometry.heads * geometry.head_dim * (size + _FLOAT32)  # as they were, and in float32
+    maps = geometry.heads * question * keys
+    # Products before and after a step of the softmax; or the products, and the keys in float32 of which they are made.
+    return rows * beside + queries + _FLOAT32 * (maps + max(maps, keys * stored * narrow))
 
 
 def _lower_right_bytes(geometry: Geometry, rows: int, prefix: int) -> int:

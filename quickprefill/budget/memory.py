@@ -69,7 +69,7 @@ class Memory:
         if compressor is None:
             return
         tokens, count = unit.num_tokens, compressed_count(self._config, unit.num_tokens, num_groups)
-        sizes = (tokens, unit.slice_tokens, geometry.hidden, geometry.dtype.itemsize, count)
+        sizes = (tokens, unit.slice_tokens, geometry.hidden * (1 + geometry.levels), geometry.dtype.itemsize, count)
         self._moment(geometry.vision_device, feature_bytes(geometry, tokens) + compressor.workspace_bytes(*sizes))
 
     def hold(self, num_tokens: int) -> None:
@@ -82,20 +82,20 @@ class Memory:
         for at, (band, rows, here) in enumerate(zip(self._bands, schedule.rows, held, strict=True)):
             device, prefix = geometry.devices[band.first], here if config.see_past else 0
             self._reserve(at)
-            beside = self._scratch_bytes(band, schedule.rows[0])
+            beside = self._scratch_bytes(band, schedule.rows[0]) + self._level_bytes(band, rows)
             if band.last + 1 < geometry.layers or schedule.last_whole:
                 self._moment(device, beside + layer_bytes(geometry, device, rows, prefix))
             self._moment(device, beside + stored_only_bytes(geometry, rows) + self._grown_bytes(at))
-            keys = self._watched_keys(band, rows, prefix)
+            keys, apart = self._watched_keys(band, rows, prefix)
             if keys:
-                self._moment(device, beside + question_bytes(geometry, rows, self._question, keys))
+                self._moment(device, beside + question_bytes(geometry, rows, self._question, keys, apart=apart))
 
     def tail(self, rows: int, held: Sequence[int]) -> None:
         """The text behind the last video, whose embeddings its caller keeps."""
         for at, (band, here) in enumerate(zip(self._bands, held, strict=True)):
             device = self._geometry.devices[band.first]
             self._reserve(at)
-            embeds = feature_bytes(self._geometry, rows)
+            embeds = feature_bytes(self._geometry, rows) + self._level_bytes(band, rows)
             self._moment(device, embeds + layer_bytes(self._geometry, device, rows, here))
 
     def trim(self, left: Sequence[int], room: int) -> None:
@@ -124,6 +124,11 @@ class Memory:
         grows = compressor is not None and not compressor.exact
         return self._slots[at] * self._geometry.kv_bytes // 2 * grows
 
+    def _level_bytes(self, band: Band, rows: int) -> int:
+        """Features for later layers, beside the rows that enter the band."""
+        geometry = self._geometry
+        return rows * geometry.hidden * geometry.dtype.itemsize * max(geometry.levels - band.first, 0)
+
     def _scratch_bytes(self, band: Band, rows: int) -> int:
         """Where a group does not see the past: caches of its own, of the layers about which nothing is decided yet."""
         selector = self._config.selector
@@ -132,9 +137,10 @@ class Memory:
         waiting = selector is not None and selector.prune_cache and band.last <= selector.layer
         return (band.last + 1 if waiting else 1) * rows * self._geometry.kv_bytes
 
-    def _watched_keys(self, band: Band, rows: int, prefix: int) -> int:
-        """To how many keys a policy takes the question's attention behind a layer of the band."""
+    def _watched_keys(self, band: Band, rows: int, prefix: int) -> tuple[int, bool]:
+        """To how many keys a policy takes the question's attention behind a layer of the band; are they made for it."""
         scorer, selector = self._config.scorer, self._config.selector
         if selector is not None and selector.uses_question and band.first == selector.layer:
-            return rows + (prefix if selector.attention == "causal" else 0)
-        return rows if scorer is not None and scorer.uses_question else 0
+            causal = selector.attention == "causal"
+            return rows + (prefix if causal else 0), not causal
+        return (rows if scorer is not None and scorer.uses_question else 0), False

@@ -30,6 +30,8 @@ class Geometry:
     vision_hidden: int
     vision_heads: int
     vision_mlp: int
+    vision_mlp_tensors: int
+    """How many tensors of that width its MLP holds at once: gate, up and their product, or steps of the activation."""
     vision_window: int
     """Tokens along a side of the tower's windows; 0: it has none."""
     patches_per_token: int
@@ -44,6 +46,8 @@ class Geometry:
     """Whether the decoder's attention maps are made in memory."""
     vision_eager: bool = False
     """Whether the tower's are."""
+    vision_table: bool = False
+    """Whether the tower adds positions from a learned table, which it keeps in float32."""
     levels: int = 0
     """Features for later layers that ride behind an embedding, each as wide as it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -26,6 +26,9 @@ _FOR_POSITIONS = (
 
 class QwenHost(TransformersHost):
     """A host whose videos come as pixel_values_videos and video_grid_thw, in slices of two frames."""
+
+    vision_mlp_tensors: ClassVar[int] = 3
+    """As in Geometry; 3 for a gated MLP and for an activation of two steps, 2 for one of a single step."""
 
     def frames_per_slice(self, core: Any) -> int:
         return int(core.config.vision_config.temporal_patch_size)
@@ -73,6 +76,7 @@ class QwenHost(TransformersHost):
             vision_hidden=vision_hidden,
             vision_heads=vision.num_heads,
             vision_mlp=vision_mlp,
+            vision_mlp_tensors=self.vision_mlp_tensors,
             vision_window=getattr(vision, "window_size", 0) // vision.patch_size // vision.spatial_merge_size,
             patches_per_token=vision.spatial_merge_size**2,
             patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
@@ -81,6 +85,7 @@ class QwenHost(TransformersHost):
             vision_device=execution_device(core.visual),
             eager=host_implementation(self.attention_config(core)) == "eager",
             vision_eager=host_implementation(core.visual.config) == "eager",
+            vision_table=hasattr(core.visual, "num_grid_per_side"),
             levels=len(getattr(core.visual, "deepstack_visual_indexes", ())),
         )
 

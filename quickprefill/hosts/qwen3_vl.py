@@ -25,6 +25,7 @@ class Qwen3_VL(QwenHost):
     module_name = "transformers.models.qwen3_vl.modeling_qwen3_vl"
     head_name = "Qwen3VLForConditionalGeneration"
     core_name = "Qwen3VLModel"
+    vision_mlp_tensors = 2
 
     def deferred(self, core: Any, videos: list[PendingVideo]) -> Any:
         kind = versions.module_of(self.module_name).BaseModelOutputWithDeepstackFeatures
