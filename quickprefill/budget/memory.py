@@ -143,4 +143,4 @@ class Memory:
         if selector is not None and selector.uses_question and band.first == selector.layer:
             causal = selector.attention == "causal"
             return rows + (prefix if causal else 0), not causal
-        return (rows if scorer is not None and scorer.uses_question else 0), False
+        return (rows - self._question if scorer is not None and scorer.uses_question else 0), False

@@ -14,15 +14,16 @@ _SIZES = {
     "hidden_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "intermediate_size": 384,
+    "intermediate_size": 512,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [4, 6, 6]},
 }
-_VISION = {"hidden_size": 64, "intermediate_size": 170, "window_size": 64}
+_NARROW = {"hidden_size": 32, "intermediate_size": 85, "window_size": 64}
+_WIDE = {"hidden_size": 96, "intermediate_size": 256, "window_size": 64}
 
 
-def measured_model(attention="sdpa", dtype=torch.float32):
-    """A tiny model whose features, activations and cache are all of a size."""
-    return tiny_model(attention, dtype=dtype, vision=_VISION, **_SIZES)
+def measured_model(attention="sdpa", dtype=torch.float32, *, wide_tower=False):
+    """A tiny model in whose prefill the decoder's activations are the most that is alive, or those of a wide tower."""
+    return tiny_model(attention, dtype=dtype, vision=_WIDE if wide_tower else _NARROW, **_SIZES)
 
 
 @dataclass(frozen=True)
