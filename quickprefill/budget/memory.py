@@ -16,7 +16,7 @@ from quickprefill.budget.activations import (
 )
 from quickprefill.budget.counts import compressed_count
 from quickprefill.budget.schedule import Band, Schedule
-from quickprefill.cache.layer import keeps_storage
+from quickprefill.cache.storage import keeps_storage
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Geometry
 from quickprefill.prompt.spans import Grid

@@ -20,13 +20,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from quickprefill.cache.storage import Storage
+from quickprefill.cache.storage import Storage, keeps_storage
 from quickprefill.errors import CacheError
 
-__all__ = ["PrunedLayer", "keeps_storage", "stored_tokens"]
-
-_MOST_SPARE = 1.25
-"""Storage larger than this times what it must hold is given back after a prefill."""
+__all__ = ["PrunedLayer", "stored_tokens"]
 
 
 class PrunedLayer(DynamicLayer):
@@ -194,10 +191,9 @@ class PrunedLayer(DynamicLayer):
     def trim(self, room: int) -> None:
         """Give storage back that exceeds what is stored and `room` more tokens; grow to that where there is less."""
         self.most = 0  # what comes behind the room is anybody's guess
-        if self._storage is None:
-            return
-        if not keeps_storage(self._storage.capacity, self.stored_length, room):
-            self._storage.resize(self.stored_length + room)
+        storage = self._storage
+        if storage is not None and not keeps_storage(storage.capacity, self.stored_length, room):
+            storage.resize(self.stored_length + room)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens (a number <= 0), as rejected candidates of assisted decoding are.
@@ -207,14 +203,12 @@ class PrunedLayer(DynamicLayer):
         """
         count = -tokens_to_remove
         if count < 0:
+            hint = "pass the number of tokens to remove as a negative integer"
+            raise CacheError(f"crop({tokens_to_remove}) asks for a length that a pruned cache cannot give; {hint}")
+        whole = self.stored_length - self.croppable_from
+        if count > whole:
             raise CacheError(
-                f"crop({tokens_to_remove}) asks for a final length, which a pruned cache cannot give; pass the number "
-                "of tokens to remove as a negative integer"
-            )
-        if count > self.stored_length - self.croppable_from:
-            raise CacheError(
-                f"cannot crop {count} tokens: only the last {self.stored_length - self.croppable_from} were stored "
-                "without pruning; start again from the prompt"
+                f"cannot crop {count} tokens: only the last {whole} were stored without pruning; start from the prompt"
             )
         self.drop_last(count)
         if self.logical_length < self.prefill_logical_length:
@@ -247,11 +241,6 @@ class PrunedLayer(DynamicLayer):
             self._storage.select_rows(rows)
         if self.prefill_mask is not None:
             self.prefill_mask = self.prefill_mask[rows.to(self.prefill_mask.device)]
-
-
-def keeps_storage(capacity: int, stored: int, room: int) -> bool:
-    """Whether a layer that holds `stored` tokens stays in `capacity` slots when trimmed for `room` more."""
-    return stored + room <= capacity <= stored * _MOST_SPARE + room
 
 
 def stored_tokens(layer: Any) -> int:

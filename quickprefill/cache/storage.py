@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "keeps_storage"]
 
 _GROWTH = 4
 """Storage grows by a quarter of what it must hold: appending n tokens one by one copies O(n) of them in all."""
+_MOST_SPARE = 1.25
+"""Storage larger than this times what it must hold is given back after a prefill."""
 _LEAST_GROWTH_TOKENS = 64
 
 
@@ -108,3 +110,8 @@ class Storage:
 
 def _room(states: tuple[torch.Tensor, ...], capacity: int) -> tuple[torch.Tensor, ...]:
     return tuple(state.new_empty((*state.shape[:-2], capacity, state.shape[-1])) for state in states)
+
+
+def keeps_storage(capacity: int, stored: int, room: int) -> bool:
+    """Whether storage of `stored` tokens stays in `capacity` slots when trimmed for `room` more."""
+    return stored + room <= capacity <= stored * _MOST_SPARE + room
