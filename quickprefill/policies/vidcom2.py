@@ -18,7 +18,7 @@ __all__ = ["VidCom2"]
 
 _BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 _TEMPERATURE = 0.01
-_BLOCK = 1 << 22
+_BLOCK = 1 << 24
 """Numbers in one block of the passes over all channels, which make a float32 copy of each; a slice is not divided."""
 
 
