@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny import FIRST_WORD, IMAGE, MERGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip, tiny_model
+from tests.tiny import FIRST_WORD, IMAGE, MERGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip, lay_out, tiny_model
 
 TEXT = {
     "vocab_size": VOCAB,
@@ -130,17 +130,7 @@ def build_inputs(family: str, *prompts: list[int | Clip], seed: int = 1) -> dict
             pixels[part.image].append(torch.randn(t * h * w, built.patch_values, generator=generator))
             grids[part.image].append(part.grid)
         rows.append(row)
-    length = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
-        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
-    }
-    if pixels[True]:
-        inputs |= {"pixel_values": torch.cat(pixels[True]), "image_grid_thw": torch.tensor(grids[True])}
-    if pixels[False]:
-        inputs |= {"pixel_values_videos": torch.cat(pixels[False]), "video_grid_thw": torch.tensor(grids[False])}
-        if built.seconds:
-            inputs["second_per_grid_ts"] = torch.ones(len(grids[False]))
+    inputs = lay_out(rows, pixels, grids)
+    if built.seconds and grids[False]:
+        inputs["second_per_grid_ts"] = torch.ones(len(grids[False]))
     return inputs

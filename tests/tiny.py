@@ -101,6 +101,14 @@ def make_inputs(*prompts: list[int | Clip], seed: int = 1, seconds_per_slice: fl
             pixels[part.image].append(torch.randn(t * h * w, PATCH_VALUES, generator=generator))
             grids[part.image].append(part.grid)
         rows.append(row)
+    inputs = lay_out(rows, pixels, grids)
+    if grids[False]:
+        inputs["second_per_grid_ts"] = torch.full((len(grids[False]),), seconds_per_slice)
+    return inputs
+
+
+def lay_out(rows, pixels, grids) -> dict[str, torch.Tensor]:
+    """A batch of token rows padded on the left; pixels and grids of images are at True, of videos at False."""
     length = max(map(len, rows))
     ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
     inputs = {
@@ -114,5 +122,4 @@ def make_inputs(*prompts: list[int | Clip], seed: int = 1, seconds_per_slice: fl
     if pixels[False]:
         inputs["pixel_values_videos"] = torch.cat(pixels[False])
         inputs["video_grid_thw"] = torch.tensor(grids[False])
-        inputs["second_per_grid_ts"] = torch.full((len(grids[False]),), seconds_per_slice)
     return inputs
