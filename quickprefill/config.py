@@ -12,6 +12,7 @@ from typing import Any, Literal
 from quickprefill.errors import ConfigError
 from quickprefill.policies import POLICIES, Compressor, Policy, Scorer, Selector
 from quickprefill.policies.check import check_policies
+from quickprefill.policies.named import policy_from_dict, policy_to_dict
 
 __all__ = ["QuickPrefillConfig"]
 
@@ -135,6 +136,11 @@ class QuickPrefillConfig:
         return _DEFAULT_KEEP if self.keep_tokens is None and self.own_ratio is None else 1.0
 
     @property
+    def question_rides(self) -> bool:
+        """Whether the text behind the last video passes the decoder behind every group."""
+        return any(policy is not None and policy.uses_question for policy in (self.scorer, self.selector))
+
+    @property
     def own_ratio(self) -> float | None:
         """The ratio that the last stage to drop tokens has of its own; it then wins over `keep`. A scorer has none."""
         if self.scorer is not None:
@@ -175,7 +181,7 @@ class QuickPrefillConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields in types that JSON can hold; a policy object becomes its name and options."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["policy"] = _policy_to_dict(self.policy)
+        values["policy"] = policy_to_dict(self.policy)
         return values
 
     @classmethod
@@ -186,7 +192,7 @@ class QuickPrefillConfig:
         if unknown:
             raise ConfigError(f"unknown field {', '.join(map(repr, unknown))}; the fields are {allowed}")
         if "policy" in values:
-            values = {**values, "policy": _policy_from_dict(values["policy"])}
+            values = {**values, "policy": policy_from_dict(values["policy"])}
         return cls(**values)
 
     @classmethod
@@ -213,25 +219,6 @@ class QuickPrefillConfig:
     def from_json(cls, text: str) -> QuickPrefillConfig:
         """Inverse of `to_json`."""
         return cls.from_dict(json.loads(text))
-
-
-def _policy_to_dict(policy: Any) -> Any:
-    if isinstance(policy, str):
-        return policy
-    return policy.to_dict() if isinstance(policy, Policy) else [_policy_to_dict(item) for item in policy]
-
-
-def _policy_from_dict(policy: Any) -> Any:
-    if isinstance(policy, list | tuple):
-        return tuple(_policy_from_dict(item) for item in policy)
-    if not isinstance(policy, dict):
-        return policy
-    options = dict(policy)
-    name = options.pop("name", None)
-    if name not in POLICIES:
-        hint = "register one of your own first, quickprefill.POLICIES[name] = YourPolicy"
-        raise ConfigError(f"policy name must be one of {sorted(POLICIES)}, got {name!r}; {hint}")
-    return POLICIES[name].from_dict(options)
 
 
 def _check_share(keep: object) -> None:
