@@ -122,7 +122,6 @@ def _plan(
     spans, geometry = find_videos(ids, host.video_token_id(core), grids), host.geometry(core)
     frames_per_slice, tail = host.frames_per_slice(core), spans[-1].stop if spans else 0
     config = fitted(geometry, config, spans, len(ids), frames_per_slice)
-    rides = any(policy is not None and policy.uses_question for policy in (config.scorer, config.selector))
     return plan_row(
         geometry,
         config,
@@ -130,6 +129,6 @@ def _plan(
         len(ids),
         frames_per_slice,
         past=past,
-        question=len(ids) - tail if rides else 0,
+        question=len(ids) - tail if config.question_rides else 0,
         wants=lambda group: group.stop == len(ids),
     )

@@ -8,7 +8,7 @@ from quickprefill.budget.counts import compressed_count
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.prompt.spans import Grid
 
-__all__ = ["GROUP_TOKENS", "expected_entering", "group_slices", "tower_slices"]
+__all__ = ["GROUP_TOKENS", "expected_entering", "group_slices", "refills", "tower_slices"]
 
 GROUP_TOKENS = 2048
 """Tokens that enter the decoder together, unless the config counts frames: enough to keep a GPU busy longer than it
@@ -39,6 +39,13 @@ def tower_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid, 
     if isinstance(config.group_frames, int):
         return max(config.group_frames // frames_per_slice, 1)
     return _even(grid.slices, GROUP_TOKENS if device.type == "cpu" else _TOWER_TOKENS, grid.num_tokens)
+
+
+def refills(config: QuickPrefillConfig) -> bool:
+    """Whether what a compressor leaves of several units enters together, because only the content says how much."""
+    compressor = config.compressor
+    waits = compressor is not None and compressor.scope == "group" and not compressor.exact
+    return waits and config.group_frames is None
 
 
 def expected_entering(config: QuickPrefillConfig, grid: Grid, num_groups: int = 1) -> int:

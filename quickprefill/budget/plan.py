@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from quickprefill.budget.flops import layer_flops, vision_flops
-from quickprefill.budget.groups import GROUP_TOKENS, group_slices, tower_slices
+from quickprefill.budget.groups import GROUP_TOKENS, group_slices, refills, tower_slices
 from quickprefill.budget.memory import Memory
 from quickprefill.budget.schedule import Band, Passing, Schedule, bands, passing_groups, tail_left
 from quickprefill.config import QuickPrefillConfig
@@ -155,13 +155,7 @@ class _Passes:
 
     def _waiting(self, passing: Passing) -> int:
         """Compressed tokens of other groups that may lie beside this one, until enough have come to enter together."""
-        compressor = self._config.compressor
-        if (
-            compressor is None
-            or compressor.exact
-            or compressor.scope == "video"
-            or self._config.group_frames is not None
-        ):
+        if not refills(self._config):
             return 0
         return min(GROUP_TOKENS, passing.entered * (len(self) - 1))
 

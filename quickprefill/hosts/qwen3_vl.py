@@ -38,7 +38,7 @@ class Qwen3_VL(QwenHost):
         return self.with_images(core, ids, embeds, images)
 
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
-        width = core.config.get_text_config().hidden_size
+        width = _width(core)
         output = super().layer(core, index, hidden[..., :width], rotary, cache)
         if hidden.shape[-1] == width:
             return output
@@ -47,11 +47,10 @@ class Qwen3_VL(QwenHost):
         return torch.cat([output, rest.to(output.device)], dim=-1) if rest.shape[-1] else output
 
     def attention(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
-        width = core.config.get_text_config().hidden_size
-        super().attention(core, index, hidden[..., :width], rotary, cache)
+        super().attention(core, index, hidden[..., : _width(core)], rotary, cache)
 
     def norm(self, core: Any, hidden: torch.Tensor) -> torch.Tensor:
-        return super().norm(core, hidden[..., : core.config.get_text_config().hidden_size])
+        return super().norm(core, hidden[..., : _width(core)])
 
 
 class Qwen3_VL_MoE(Qwen3_VL):
@@ -70,6 +69,10 @@ class Qwen3_VL_MoE(Qwen3_VL):
         return versions.named_output(
             module, "Qwen3VLMoeModelOutputWithPast", fallback, rope_deltas=core.rope_deltas, **values
         )
+
+
+def _width(core: Any) -> int:
+    return int(core.config.get_text_config().hidden_size)
 
 
 def _levels(core: Any) -> int:

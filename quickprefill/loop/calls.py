@@ -91,8 +91,9 @@ class Calls:
         try:
             call = _named(stock, args, kwargs)
             if self._is_ours(core, call, request):
-                recorder = Recorder(self.config.trace, self.host.geometry(core).devices[-1])
-                output = prefill(self.host, core, self.config, call, request.logits_to_keep, recorder)
+                geometry = self.host.geometry(core)
+                recorder = Recorder(self.config.trace, geometry.devices[-1])
+                output = prefill(self.host, core, self.config, call, request.logits_to_keep, geometry, recorder)
                 self.last_prefill = recorder
                 return output
             return self._stock(stock, core, call)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from quickprefill.budget.counts import compressed_count
-from quickprefill.budget.groups import GROUP_TOKENS, group_slices, tower_slices
+from quickprefill.budget.groups import GROUP_TOKENS, group_slices, refills, tower_slices
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError
 from quickprefill.hosts.base import Row
@@ -64,9 +64,8 @@ class Encoder:
             return
         step = group_slices(self._config, self._frames_per_slice, span.grid)
         units = (self._unit(span, first, min(first + step, slices)) for first in range(0, slices, step))
-        refills = compressor is not None and not compressor.exact and self._config.group_frames is None
         # map(), because a variable of the generator would keep a group's tokens alive while it is decoded.
-        yield from map(self._counted, self._refilled(span, units) if refills else units)
+        yield from map(self._counted, self._refilled(span, units) if refills(self._config) else units)
 
     def _whole_video(self, span: VideoSpan, compressor: Compressor) -> Iterator[Entering]:
         slices = span.grid.slices

@@ -15,7 +15,7 @@ from quickprefill.cache.layer import PrunedLayer, stored_tokens
 from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
-from quickprefill.hosts.base import Host, Row
+from quickprefill.hosts.base import Geometry, Host, Row
 from quickprefill.loop.collect import Collector, wanted_columns
 from quickprefill.loop.encode import Encoder, Entering
 from quickprefill.loop.layers import Decoder
@@ -38,6 +38,7 @@ def prefill(
     config: QuickPrefillConfig,
     call: dict[str, Any],
     logits_to_keep: int | torch.Tensor,
+    geometry: Geometry,
     recorder: Recorder,
 ) -> Any:
     """Do what the core's forward() would for a prompt with video, group by group, into a pruned cache.
@@ -61,7 +62,7 @@ def prefill(
     filled, hidden = [], []
     try:
         for row in rows:
-            prompt = _Prompt(host, core, config, row, cache, recorder)
+            prompt = _Prompt(host, core, config, row, cache, geometry, recorder)
             row_layers, row_hidden = prompt.prefill(wanted, room if len(row_of) == 1 else 0)
             filled.append(row_layers)
             hidden.append(row_hidden)
@@ -84,13 +85,20 @@ class _Prompt:
     """One prompt's prefill."""
 
     def __init__(
-        self, host: Host, core: Any, config: QuickPrefillConfig, row: Row, cache: DynamicCache, recorder: Recorder
+        self,
+        host: Host,
+        core: Any,
+        config: QuickPrefillConfig,
+        row: Row,
+        cache: DynamicCache,
+        geometry: Geometry,
+        recorder: Recorder,
     ) -> None:
         self._host, self._core, self._row, self._recorder = host, core, row, recorder
         self._past, self._past_length = cache.layers, cache.get_seq_length()
         self._spans = find_videos(row.ids, host.video_token_id(core), [video.grid for video in row.videos])
         self._tail = self._spans[-1].stop if self._spans else 0
-        self._geometry = host.geometry(core)
+        self._geometry = geometry
         self._text = TextEmbedder(host, core, row)
         self._config = config
 
@@ -99,6 +107,7 @@ class _Prompt:
         host, core, row, recorder = self._host, self._core, self._row, self._recorder
         length, tail = len(row.ids), self._tail
         question = self._question()
+        riding = question if self._config.question_rides else None
         collect = Collector(row.columns, wanted)
         frames_per_slice = host.frames_per_slice(core)
         config = fitted(self._geometry, self._config, self._spans, length, frames_per_slice)
@@ -110,7 +119,7 @@ class _Prompt:
             frames_per_slice,
             past=[stored_tokens(layer) for layer in self._past],
             room=room,
-            question=0 if question is None or not _rides(config) else len(question),
+            question=0 if riding is None else len(riding),
             wants=collect.wants,
         )
         recorder.group_frames = max(recorder.group_frames, plan.most_group_slices * frames_per_slice)
@@ -121,7 +130,6 @@ class _Prompt:
         encoder = Encoder(row, config, frames_per_slice, self._geometry.hidden, asked, recorder)
         frames = sum(span.grid.slices for span in self._spans) * frames_per_slice
         bar = tqdm(total=frames, desc="prefill", unit="frame", disable=not config.progress)
-        riding = question if _rides(config) else None
 
         def begin(entering: Entering) -> Stretch:
             return decoder.begin(entering, self._text(entering.group.text_columns()), riding)
@@ -144,8 +152,7 @@ class _Prompt:
     def _cache(self, plan: Plan) -> DynamicCache:
         """A cache of its own that goes on where the caller's ends."""
         cache = DynamicCache()
-        fresh = self._host.new_layers(self._core)
-        past = self._past or fresh
+        past = self._past or self._host.new_layers(self._core)
         cache.layers = [
             PrunedLayer.adopt(layer, capacity, grows=not plan.known) if _prunable(layer) else copy.copy(layer)
             for layer, capacity in zip(past, plan.slots, strict=True)
@@ -165,10 +172,6 @@ class _Prompt:
                 "there that asks; put the question behind the video, or use a policy that needs none"
             )
         return self._text(torch.arange(self._tail, len(self._row.ids)))
-
-
-def _rides(config: QuickPrefillConfig) -> bool:
-    return any(policy is not None and policy.uses_question for policy in (config.scorer, config.selector))
 
 
 def _prunable(layer: Any) -> bool:
