@@ -15,6 +15,7 @@ from quickprefill.budget.rows import batch_bytes
 from quickprefill.cache.layer import stored_tokens
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
+from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host
 from quickprefill.prompt.spans import Grid, find_videos
 
@@ -59,8 +60,8 @@ def estimate(
     Args:
         model: a patched or stock model.
         inputs: what the processor gave: input_ids, attention_mask, video_grid_thw. In a later turn also
-            `past_key_values`, and then input_ids of all turns, as generate() takes them, or of the new one with the
-            mask of all, as forward() does.
+            the cache, under the name by which generate() takes it, and then input_ids of all turns, as generate()
+            does, or of the new one with the mask of all, as forward() does.
         config: default the config that the model is patched with, else QuickPrefillConfig().
         **overrides: fields of the config that differ.
 
@@ -76,7 +77,7 @@ def estimate(
     grids = host.grids(core, inputs)
     if not grids:
         raise InputError("the inputs hold no video; pass what the processor returned for a prompt with one")
-    layers = getattr(inputs.get("past_key_values"), "layers", [])
+    layers = getattr(versions.cache_of(inputs), "layers", [])
     past = [stored_tokens(layer) for layer in layers]
     plans = [_plan(host, core, config, ids, own, past) for ids, own in _prompts(host, core, inputs, grids)]
     reserved, peak = batch_bytes(host.geometry(core), plans)
@@ -99,7 +100,7 @@ def _prompts(
 ) -> list[tuple[torch.Tensor, list[Grid]]]:
     """Each row's ids without padding, and the grids of its videos."""
     ids, mask, left = inputs["input_ids"].cpu(), inputs.get("attention_mask"), list(grids)
-    past = inputs.get("past_key_values")
+    past = versions.cache_of(inputs)
     seen = 0 if past is None else past.get_seq_length()
     if seen < ids.shape[1] and (mask is None or mask.shape[1] == ids.shape[1]):
         ids = ids[:, seen:]

@@ -1,7 +1,7 @@
 """Bytes alive at the fullest moments of a vision tower and of a decoder layer, besides weights, inputs and storage.
 
 Each figure adds up the tensors that one step of the host's forward() and of ours holds at once, result included, but
-not scratch space inside a kernel. A step's callers hold its inputs until it returns. Read off transformers 5.23; the
+not scratch space inside a kernel. A step's callers hold its inputs until it returns. Read off transformers 5.24; the
 steps are those of most hosts: norm, projections, rotary embedding, attention, gated MLP.
 """
 

@@ -19,8 +19,8 @@ from quickprefill.prompt.spans import Grid
 __all__ = ["QwenHost"]
 
 _FOR_POSITIONS = (
-    *("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "past_key_values"),
-    *("second_per_grid_ts", "mm_token_type_ids"),
+    *("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "second_per_grid_ts"),
+    "mm_token_type_ids",
 )
 
 
@@ -48,12 +48,14 @@ class QwenHost(TransformersHost):
         return core.get_image_features(call["pixel_values"], call["image_grid_thw"])
 
     def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
-        ids, past, positions = call["input_ids"], call.get("past_key_values"), call.get("position_ids")
+        ids, past, positions = call["input_ids"], versions.cache_of(call), call.get("position_ids")
         if positions is None:
             named = {name: call.get(name) for name in _FOR_POSITIONS}
             embeds = torch.empty(*ids.shape, 0, device=ids.device)
             compute = core.compute_3d_position_ids
-            positions = compute(**versions.known_arguments(compute, {**named, "inputs_embeds": embeds}))
+            positions = compute(
+                **versions.known_arguments(compute, {**named, "inputs_embeds": embeds, versions.CACHE: past})
+            )
         if positions is None:
             start = 0 if past is None else past.get_seq_length()
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]

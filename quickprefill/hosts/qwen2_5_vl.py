@@ -11,7 +11,6 @@ class Qwen2_5_VL(QwenHost):
     """Facts about Qwen2_5_VLForConditionalGeneration."""
 
     model_type = "qwen2_5_vl"
-    tested = ("5.17", "5.23")
     module_name = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
     head_name = "Qwen2_5_VLForConditionalGeneration"
     core_name = "Qwen2_5_VLModel"

@@ -13,7 +13,6 @@ class Qwen2_VL(QwenHost):
     """Facts about Qwen2VLForConditionalGeneration."""
 
     model_type = "qwen2_vl"
-    tested = ("5.17", "5.23")
     module_name = "transformers.models.qwen2_vl.modeling_qwen2_vl"
     head_name = "Qwen2VLForConditionalGeneration"
     core_name = "Qwen2VLModel"

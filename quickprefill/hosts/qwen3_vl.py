@@ -21,7 +21,6 @@ class Qwen3_VL(QwenHost):
     """Facts about Qwen3VLForConditionalGeneration."""
 
     model_type = "qwen3_vl"
-    tested = ("5.17", "5.23")
     module_name = "transformers.models.qwen3_vl.modeling_qwen3_vl"
     head_name = "Qwen3VLForConditionalGeneration"
     core_name = "Qwen3VLModel"
@@ -60,15 +59,6 @@ class Qwen3_VL_MoE(Qwen3_VL):
     module_name = "transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe"
     head_name = "Qwen3VLMoeForConditionalGeneration"
     core_name = "Qwen3VLMoeModel"
-
-    def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
-
-        fallback, values = MoeModelOutputWithPast, {"last_hidden_state": hidden, "past_key_values": cache}
-        module = versions.module_of(self.module_name)
-        return versions.named_output(
-            module, "Qwen3VLMoeModelOutputWithPast", fallback, rope_deltas=core.rope_deltas, **values
-        )
 
 
 def _width(core: Any) -> int:

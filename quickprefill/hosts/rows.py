@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from quickprefill.errors import InputError
+from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host, Row
 from quickprefill.prompt.pending import PendingVideo
 
@@ -51,7 +52,7 @@ def split_rows(
             )
         )
         images = None if images is None else images[num_image:]
-    past = call.get("past_key_values")
+    past = versions.cache_of(call)
     cached = past is not None and past.get_seq_length() > 0
     # In a later turn the host passes the new tokens only, but the caller may repeat videos that are cached already.
     if videos and not (cached and not any(row.videos for row in rows)):

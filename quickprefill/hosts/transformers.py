@@ -31,6 +31,7 @@ _PRUNABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
 class TransformersHost(Host):
     """A host whose core has `language_model` with `layers`, `norm` and `rotary_emb`."""
 
+    tested = versions.TESTED
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
     """Arguments of forward() that bring a video; the first is its pixels."""
 
@@ -166,8 +167,8 @@ class TransformersHost(Host):
             attention_mask=None,
             position_embeddings=rotary,
             position_ids=None,
-            past_key_values=cache,
             use_cache=True,
+            **{versions.CACHE: cache},
         )
         return versions.first_tensor(output)
 
@@ -178,7 +179,7 @@ class TransformersHost(Host):
             attention_mask=None,
             position_embeddings=rotary,
             position_ids=None,
-            past_key_values=cache,
+            **{versions.CACHE: cache},
         )
 
     def observed(self, core: Any, index: int) -> bool:
@@ -210,16 +211,8 @@ class TransformersHost(Host):
         return output
 
     def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return versions.named_output(
-            versions.module_of(self.module_name),
-            f"{self.core_name}OutputWithPast",
-            BaseModelOutputWithPast,
-            last_hidden_state=hidden,
-            past_key_values=cache,
-            rope_deltas=getattr(core, "rope_deltas", None),
-        )
+        values = {"last_hidden_state": hidden, versions.CACHE: cache, "rope_deltas": getattr(core, "rope_deltas", None)}
+        return versions.core_output(versions.module_of(self.module_name), self.core_name, **values)
 
 
 def _encoded(call: Mapping[str, Any], modality: str) -> Any:

@@ -8,21 +8,42 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import modeling_outputs
 
 __all__ = [
+    "CACHE",
     "ENCODES_FIRST",
+    "TESTED",
+    "cache_of",
+    "core_output",
     "defined",
     "first_tensor",
     "known_arguments",
     "module_of",
-    "named_output",
     "new_cache",
     "pooled",
     "stacked_features",
 ]
 
+TESTED = ("5.17", "5.24")
+"""Oldest and newest release that the tests run on."""
+
 ENCODES_FIRST = "_prepare_multimodal_encoder_kwargs_for_generation"
 """Since 5.18 generate() encodes pictures and videos with this method, before the first forward."""
+
+CACHE = "cache" if hasattr(modeling_outputs.BaseModelOutputWithPast, "cache") else "past_key_values"
+"""What forward(), generate() and their outputs call the cache; `past_key_values` up to 5.23."""
+
+_CORE_OUTPUTS = (
+    *("MultimodalMoeBaseModelOutputWithPast", "MultimodalBaseModelOutputWithPast"),
+    *("MoeModelOutputWithPast", "BaseModelOutputWithPast"),
+)
+"""Outputs that a core shares with others, the more special ones first."""
+
+
+def cache_of(call: Mapping[str, Any]) -> Any:
+    """The cache of a call, under the name that it has or had; None without one."""
+    return call.get(CACHE, call.get("past_key_values"))
 
 
 def module_of(name: str) -> Any:
@@ -73,11 +94,11 @@ def known_arguments(function: Callable[..., Any], call: Mapping[str, Any]) -> di
     return {name: call[name] for name in inspect.signature(function).parameters if name in call}
 
 
-def named_output(module: Any, name: str, fallback: Any, **values: Any) -> Any:
-    """The host's own output class where the release has one (up to 5.22), else the general one without its extras."""
-    kind = getattr(module, name, fallback)
-    fields = getattr(kind, "__dataclass_fields__", values)
-    return kind(**{field: value for field, value in values.items() if field in fields})
+def core_output(module: Any, core_name: str, **values: Any) -> Any:
+    """A core's output: of a class of its own where the release has one, else of the one that its file uses."""
+    own = (f"{core_name}OutputWithPast", f"{core_name.removesuffix('Model')}BaseModelOutputWithPast")
+    kind = next(getattr(module, name) for name in (*own, *_CORE_OUTPUTS) if hasattr(module, name))
+    return kind(**{field: value for field, value in values.items() if field in kind.__dataclass_fields__})
 
 
 def defined(owner: Any, names: tuple[str, ...]) -> list[str]:

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 from quickprefill.attention.running import Running, running
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
+from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host
 from quickprefill.loop.prefill import MAX_LENGTH, prefill
 from quickprefill.report import Recorder
@@ -79,7 +80,7 @@ class Calls:
         """generate()'s own preparation of a cache, which also learns how long the sequence may become."""
         prepared = stock(*args, **kwargs)
         call = _named(stock, args, kwargs)
-        cache = call.get("model_kwargs", {}).get("past_key_values")
+        cache = versions.cache_of(call.get("model_kwargs", {}))
         if isinstance(cache, DynamicCache):
             setattr(cache, MAX_LENGTH, int(call.get("max_cache_length", 0)))
         return prepared
@@ -111,7 +112,7 @@ class Calls:
 
     def _layers_reason(self, core: Any, call: dict[str, Any]) -> str | None:
         """Why the layers of this call's cache cannot take a group."""
-        cache, ids, mask = call.get("past_key_values"), call["input_ids"], call.get("attention_mask")
+        cache, ids, mask = versions.cache_of(call), call["input_ids"], call.get("attention_mask")
         layers = getattr(cache, "layers", None) or self.host.new_layers(core)
         if mask is not None and not bool(mask[:, : mask.shape[1] - ids.shape[1]].all()):
             return "the cache holds padding of an earlier turn"
@@ -131,7 +132,7 @@ class Calls:
         return None
 
     def _stock(self, stock: Callable[..., Any], core: Any, call: dict[str, Any]) -> Any:
-        layers = getattr(call.get("past_key_values"), "layers", [])
+        layers = getattr(versions.cache_of(call), "layers", [])
         if not any(isinstance(layer, PrunedLayer) for layer in layers):
             return stock(**call)
         mask = call.get("attention_mask")
@@ -160,7 +161,7 @@ def _is_inert(core: Any, call: dict[str, Any], request: _Request) -> bool:
         return False
     # A layer that checkpoints while training drops the cache that it is given.
     checkpoints = any(getattr(part, "gradient_checkpointing", False) for part in core.modules())
-    return checkpoints or not hasattr(call.get("past_key_values"), MAX_LENGTH)
+    return checkpoints or not hasattr(versions.cache_of(call), MAX_LENGTH)
 
 
 def _machinery_reason(core: Any, call: dict[str, Any]) -> str | None:
@@ -173,7 +174,7 @@ def _machinery_reason(core: Any, call: dict[str, Any]) -> str | None:
         wanted = call.get(name)
         if wanted if wanted is not None else any(getattr(config, name, False) for config in configs):
             return f"{name}=True asks for what the pruned tokens would have given"
-    return cache_reason(call.get("past_key_values"), call.get("input_ids"))
+    return cache_reason(versions.cache_of(call), call.get("input_ids"))
 
 
 def cache_reason(cache: Any, ids: torch.Tensor | None) -> str | None:

@@ -15,6 +15,7 @@ from quickprefill.cache.layer import PrunedLayer, stored_tokens
 from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
+from quickprefill.hosts import versions
 from quickprefill.hosts.base import Geometry, Host, Row
 from quickprefill.loop.collect import Collector, wanted_columns
 from quickprefill.loop.encode import Encoder, Entering
@@ -52,7 +53,7 @@ def prefill(
     """
     layers = host.new_layers(core)
     config.check_layers(len(layers))
-    cache = call.get("past_key_values")
+    cache = versions.cache_of(call)
     cache = DynamicCache() if cache is None else cache
     rows, row_of = _unique(host.rows(core, call))
     num_columns = call["input_ids"].shape[1]

@@ -2,6 +2,8 @@
 
 import torch
 
+from quickprefill.hosts.versions import CACHE as CACHE  # the keyword by which the installed host takes its cache
+
 
 def generate(model, inputs, **options):
     """A greedy generate() of four tokens, with its logits and its cache."""

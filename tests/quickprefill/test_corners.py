@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import quickprefill
 from quickprefill import ConfigError
 from quickprefill.policies import Compressor, PruneVid, Selector
-from tests.quickprefill.calls import forward, generate, stored
+from tests.quickprefill.calls import CACHE, forward, generate, stored
 from tests.tiny import FIRST_WORD, Clip, make_inputs, prompt, tiny_model
 
 INPUTS = make_inputs(prompt(3, Clip((4, 4, 4)), 3))
@@ -49,7 +49,7 @@ def test_a_selector_that_reads_a_sliding_layer_is_stock(sliding, caplog):
     assert_stock(sliding, INPUTS, caplog, policy=PruneVid(layer=1, attention="causal"))
 
 
-@pytest.mark.parametrize("cache", [lambda: {}, lambda: {"past_key_values": DynamicCache()}], ids=["none", "empty"])
+@pytest.mark.parametrize("cache", [lambda: {}, lambda: {CACHE: DynamicCache()}], ids=["none", "empty"])
 def test_a_batch_of_prompts_before_sliding_layers_is_stock(sliding, cache, caplog):
     inputs = make_inputs(prompt(3, Clip((4, 4, 4)), 3), prompt(5, Clip((2, 4, 4)), 2))
     expected = generate(sliding, inputs)
@@ -69,7 +69,7 @@ def test_padding_of_a_later_turn_is_hidden_from_sliding_layers(sliding):
             mask[0, -5:-2] = 0
             positions = torch.arange(mask.shape[1] - 5, mask.shape[1]).expand(3, 2, -1)
             inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-            return sliding(**inputs, past_key_values=cache).logits[:, -1]
+            return sliding(**inputs, **{CACHE: cache}).logits[:, -1]
 
     expected = turns()
     with quickprefill.patched(sliding, keep=1.0, group_frames=4):
@@ -94,7 +94,7 @@ def test_a_video_behind_a_padded_turn_is_stock(model, caplog):
             cache = model(input_ids=words, attention_mask=mask, position_ids=positions[..., :10]).past_key_values
             whole = torch.cat([mask, INPUTS["attention_mask"]], dim=1)
             inputs = {**INPUTS, "attention_mask": whole, "position_ids": positions[..., 10:]}
-            return model(**inputs, past_key_values=cache).logits
+            return model(**inputs, **{CACHE: cache}).logits
 
     expected = turns()
     with quickprefill.patched(model, keep=1.0):
@@ -142,7 +142,7 @@ def test_rows_of_a_padded_batch_can_be_taken_before_a_video(model):
         cache.batch_select_indices(torch.tensor([1]))
         length = cache.get_seq_length() + later["input_ids"].shape[1]
         positions = torch.arange(length - later["input_ids"].shape[1], length).expand(3, 1, -1)
-        assert torch.isfinite(model(**later, position_ids=positions, past_key_values=cache).logits).all()
+        assert torch.isfinite(model(**later, position_ids=positions, **{CACHE: cache}).logits).all()
         assert cache.get_seq_length() == length
 
 
@@ -188,7 +188,7 @@ def test_in_training_a_forward_on_a_generated_cache_is_stock(model):
         before = stored(cache)[0]
         later = {name: value for name, value in INPUTS.items() if name != "attention_mask"}
         positions = torch.arange(50, 50 + later["input_ids"].shape[1]).expand(3, 1, -1)
-        forward(model, later, past_key_values=cache, position_ids=positions)
+        forward(model, later, **{CACHE: cache}, position_ids=positions)
     assert stored(cache)[0] == before + later["input_ids"].shape[1]
 
 
@@ -197,7 +197,7 @@ def test_gradients_behind_a_pruned_prefill(model):
         model.zero_grad()
         with torch.no_grad():
             cache = model(**INPUTS, use_cache=True).past_key_values
-        model(input_ids=torch.full((1, 3), 9), past_key_values=cache, labels=torch.full((1, 3), 9)).loss.backward()
+        model(input_ids=torch.full((1, 3), 9), **{CACHE: cache}, labels=torch.full((1, 3), 9)).loss.backward()
         return model.lm_head.weight.grad.clone(), model.model.language_model.layers[0].self_attn.q_proj.weight.grad
 
     expected = [part.clone() for part in loss()]

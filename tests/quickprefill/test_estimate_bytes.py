@@ -10,7 +10,7 @@ from quickprefill import QuickPrefillConfig
 from quickprefill.policies import KeyNorm, PruneVid, QueryAttention, ValueNorm, VidCom2
 from tests.families import FAMILIES, build_inputs
 from tests.live_memory import PeakLiveBytes
-from tests.quickprefill.calls import forward, generate
+from tests.quickprefill.calls import CACHE, forward, generate
 from tests.quickprefill.measured import Allocates, measured_model
 from tests.tiny import Clip, make_inputs, prompt
 
@@ -145,12 +145,12 @@ def test_a_later_turns_video(models, config, turns):
     second.pop("attention_mask")
     with quickprefill.patched(model, group_frames=4, **config):
         cache = forward(model, first, position_ids=positions[..., :cut], logits_to_keep=1).past_key_values
-        given = {**second, "past_key_values": cache}
+        given = {**second, CACHE: cache}
         if turns == "all":
             given["input_ids"] = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
         guess = quickprefill.estimate(model, given)
         with PeakLiveBytes() as peak:
-            forward(model, second, position_ids=positions[..., cut:], logits_to_keep=1, past_key_values=cache)
+            forward(model, second, position_ids=positions[..., cut:], logits_to_keep=1, **{CACHE: cache})
     assert guess.video_tokens == 320
     assert 0.85 < sum(guess.peak_bytes.values()) / peak.bytes < 1.15
 
@@ -178,7 +178,7 @@ def test_what_is_reserved(models, config):
 
     def watch(module, args, kwargs, output):
         index = module.self_attn.layer_idx
-        fullest[index] = max(fullest.get(index, 0), kwargs["past_key_values"].layers[index].reserved_bytes)
+        fullest[index] = max(fullest.get(index, 0), kwargs[CACHE].layers[index].reserved_bytes)
 
     inputs = make_inputs(prompt(5, Clip((40, 8, 8)), 12))
     hooks = [layer.register_forward_hook(watch, with_kwargs=True) for layer in model.model.language_model.layers]

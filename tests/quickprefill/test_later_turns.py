@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import quickprefill
 from quickprefill.policies import PruneVid
-from tests.quickprefill.calls import assert_same_logits, forward, generate, stored
+from tests.quickprefill.calls import CACHE, assert_same_logits, forward, generate, stored
 from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model
 
 LAYERS = 3
@@ -85,7 +85,7 @@ def two_turns(model, first, second):
     cut = first["input_ids"].shape[1]
     second = {name: value for name, value in second.items() if name != "attention_mask"}
     one = forward(model, first, position_ids=positions[..., :cut])
-    return one, forward(model, second, position_ids=positions[..., cut:], past_key_values=one.past_key_values)
+    return one, forward(model, second, position_ids=positions[..., cut:], **{CACHE: one.past_key_values})
 
 
 def conversation(model, first, second):
@@ -94,7 +94,7 @@ def conversation(model, first, second):
     joined, _ = both_turns(first, second)
     joined["second_per_grid_ts"] = first["second_per_grid_ts"]
     del joined["pixel_values_videos"]
-    return generate(model, joined, past_key_values=cache)
+    return generate(model, joined, **{CACHE: cache})
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 import quickprefill
 from quickprefill.policies import KeyNorm, PruneVid, VidCom2
-from tests.quickprefill.calls import forward, generate
+from tests.quickprefill.calls import CACHE, forward, generate
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 LAYERS, SLICES, NEW = 8, 200, 8
@@ -84,7 +84,7 @@ def test_a_later_turns_video_reserves_what_it_stores(model, name):
     second.pop("attention_mask")
     with quickprefill.patched(model, group_frames=8, **CONFIGS[name]):
         cache = forward(model, first, position_ids=positions[..., :cut], logits_to_keep=1).past_key_values
-        forward(model, second, position_ids=positions[..., cut:], logits_to_keep=1, past_key_values=cache)
+        forward(model, second, position_ids=positions[..., cut:], logits_to_keep=1, **{CACHE: cache})
     assert cache.get_seq_length() == positions.shape[-1]
     check_reserved(cache, room=256)
 
@@ -99,7 +99,7 @@ def test_decoding_never_copies_what_is_stored(name):
 
     inputs = make_inputs(prompt(3, Clip((8, 4, 4)), 5))
     with quickprefill.patched(model, **CONFIGS[name]):
-        generate(model, inputs, max_new_tokens=300, past_key_values=cache, logits_processor=[watch])
+        generate(model, inputs, max_new_tokens=300, **{CACHE: cache}, logits_processor=[watch])
     assert len(seen) == 300
     assert len(set(seen)) == 1
 

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 import quickprefill
 from quickprefill import InputError
 from quickprefill.cache.layer import PrunedLayer
+from tests.quickprefill.calls import CACHE
 from tests.tiny import IMAGE, VIDEO, Clip, make_inputs, prompt, tiny_model
 
 
@@ -166,7 +167,7 @@ def test_prefill_chunk_size_takes_the_stock_path(model, inputs, caplog):
 def test_a_callers_own_cache_is_the_one_that_is_filled(model, inputs):
     cache = DynamicCache()
     with quickprefill.patched(model, keep=0.5):
-        generate(model, inputs, past_key_values=cache)
+        generate(model, inputs, **{CACHE: cache})
     assert all(isinstance(layer, PrunedLayer) for layer in cache.layers)
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 3
 
@@ -185,7 +186,7 @@ def test_a_failed_prefill_leaves_the_callers_cache_alone(model, inputs, monkeypa
         hook = model.model.visual.register_forward_pre_hook(fail_late)
         try:
             with pytest.raises(RuntimeError, match="out of memory"), torch.no_grad():
-                model(**inputs, past_key_values=cache, position_ids=torch.zeros(3, *inputs["input_ids"].shape).long())
+                model(**inputs, **{CACHE: cache}, position_ids=torch.zeros(3, *inputs["input_ids"].shape).long())
         finally:
             hook.remove()
     assert cache.layers[0].stored_length == stored

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import quickprefill
+from tests.quickprefill.calls import CACHE
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 PROMPTS = {
@@ -114,7 +115,7 @@ def two_turns(model, **repeated):
     cache = generate(model, first, max_new_tokens=1).past_key_values
     ids = torch.cat([first["input_ids"], torch.full((1, 4), 9)], dim=1)
     given = {name: first[name] for name in repeated}
-    return generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}, past_key_values=cache)
+    return generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}, **{CACHE: cache})
 
 
 def test_second_turn_on_the_returned_cache(model):
@@ -140,7 +141,7 @@ def test_a_later_turn_with_a_video_of_its_own(model):
         with torch.no_grad():
             cut = first["input_ids"].shape[1]
             cache = model(**first, position_ids=positions[..., :cut]).past_key_values
-            return model(**second, position_ids=positions[..., cut:], past_key_values=cache)
+            return model(**second, position_ids=positions[..., cut:], **{CACHE: cache})
 
     second.pop("attention_mask")
     stock = turns()
@@ -193,4 +194,4 @@ def test_inference_mode_then_a_plain_second_turn(model):
             cache = generate(model, inputs, max_new_tokens=1).past_key_values
         turn_2 = torch.cat([inputs["input_ids"], torch.full((1, 4), 9)], dim=1)
         more = {"input_ids": turn_2, "attention_mask": torch.ones_like(turn_2)}
-        assert generate(model, more, past_key_values=cache).sequences.shape == (1, turn_2.shape[1] + 6)
+        assert generate(model, more, **{CACHE: cache}).sequences.shape == (1, turn_2.shape[1] + 6)

@@ -7,6 +7,7 @@ import quickprefill
 from quickprefill import QuickPrefillConfig
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.policies import KeyNorm, QueryAttention, ValueNorm
+from tests.quickprefill.calls import CACHE
 from tests.quickprefill.reference import Rules, dense_logits
 from tests.tiny import FIRST_WORD, VIDEO, Clip, make_inputs, prompt, tiny_model
 
@@ -203,7 +204,7 @@ def test_later_text_at_once_equals_token_by_token(model, padded, options):
             for piece in words.split(pieces, dim=1):
                 stop = past + piece.shape[1]
                 positions = torch.arange(100 + past, 100 + stop).expand(3, len(prompts), -1)
-                given = {"attention_mask": mask[:, :stop], "position_ids": positions, "past_key_values": cache}
+                given = {"attention_mask": mask[:, :stop], "position_ids": positions, CACHE: cache}
                 logits.append(model(input_ids=piece, **given).logits)
                 past = stop
         assert cache.get_seq_length() == length + 5
