@@ -13,6 +13,8 @@ from quickprefill.prompt.spans import Grid
 
 __all__ = ["merge_bytes", "merge_segments"]
 
+_SLICES = 4
+"""Most slices that are averaged or clustered at once; at the width of a 7B model no more fit a block anyway."""
 _PARTS = 4
 """How many parts of the channels means are taken of."""
 
@@ -98,14 +100,14 @@ class _Result:
 def _time_mean(slices: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Mean over the slices of the tokens at `columns`, (T, P, W) -> (1, n, W) in float32 or better."""
     total = slices.new_zeros(len(columns), slices.shape[2], dtype=wide(slices))
-    for block in torch.split(slices, max(BLOCK // slices[0].numel(), 1)):
+    for block in torch.split(slices, _slices_per_block(1, slices[0].numel())):
         total += block.index_select(1, columns).sum(dim=0, dtype=total.dtype)
     return total.div_(len(slices))[None]
 
 
 def _slices_per_block(size: int, width: int) -> int:
-    """How many slices are clustered at once: their distances and their channels fit a block."""
-    return max(BLOCK // max(size * max(size, width), 1), 1)
+    """How many slices are averaged or clustered at once: their channels fit a block, and so do their distances."""
+    return min(max(BLOCK // max(size * max(size, width), 1), 1), _SLICES)
 
 
 def merge_bytes(grid: Grid, num_left: int, width: int, itemsize: int) -> int:
@@ -120,7 +122,7 @@ def merge_bytes(grid: Grid, num_left: int, width: int, itemsize: int) -> int:
     precise = max(itemsize, 4)
     times = slices * (12 * width + 17 * slices + 64)
     units = precise * (min(max(BLOCK, row), slices * row) + 2 * row)
-    averaged = 2 * precise * row + itemsize * min(max(BLOCK, row), slices * row)
+    averaged = 2 * precise * row + itemsize * min(slices, _slices_per_block(1, row)) * row
     clustered = 8 * row + max(itemsize * row, 17 * size**2, 9 * size**2 + 8 * row // _PARTS) + 64 * size
     step = min(slices, _slices_per_block(size, width))
     beside = max(step * clustered, averaged if slices > 1 else 0, 24 * num_left)
