@@ -16,7 +16,6 @@ from quickprefill.prompt.tokens import VideoTokens
 
 __all__ = ["VidCom2"]
 
-_BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 _TEMPERATURE = 0.01
 _BLOCK = 1 << 24
 """Numbers in one block of the passes over all channels, which make a float32 copy of each; a slice is not divided."""
@@ -87,7 +86,7 @@ class VidCom2(Compressor):
         result = kept * (width * itemsize + 32)  # with positions and places
         copied = min(num_tokens, max(_BLOCK // width, 1)) * width * 4 + 12 * width
         slices, half = min(num_tokens // slice_tokens, _slices_per_block(slice_tokens, width)), max(width // 2, 1)
-        units = slices * slice_tokens * max(half * 4 + 16, half * (4 + itemsize) if itemsize != 4 else 0)
+        units = slices * slice_tokens * max(half * 4 + 32, half * (4 + itemsize) if itemsize != 4 else 0)
         units += (4 * slices + 16) * half  # the slices' means, the sum of all, and which channels
         return max(copied, units + 8 * num_tokens, 37 * num_tokens, result + 8 * num_tokens)
 
@@ -165,10 +164,8 @@ def _units(block: torch.Tensor, quiet: torch.Tensor) -> torch.Tensor:
 def _similarity(units: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     """Gaussian similarity to `centre`, summed over the bandwidths, (T, P, C) -> (T, P) in (0, 5]. Uses up `units`."""
     squared = units.sub_(centre).square_().sum(dim=-1)
-    similarity = torch.zeros_like(squared)
-    for bandwidth in _BANDWIDTHS:
-        similarity += torch.exp(-squared / (2 * bandwidth))
-    return similarity
+    halves = torch.arange(2, -3, -1, device=units.device).exp2()  # 1 / (2 x bandwidth), of 1/8, 1/4, 1/2, 1 and 2
+    return (squared[..., None] * -halves).exp_().sum(dim=-1)
 
 
 def _lowest(to_video: torch.Tensor, to_slice: torch.Tensor, ratio: float, total: int | None) -> torch.Tensor:
