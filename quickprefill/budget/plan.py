@@ -76,9 +76,8 @@ def plan_row(
         held = passes.add(passing, held, finish=wants(passing.group))
     tail = length - (spans[-1].stop if spans else 0)
     fullest = [max(most, here + tail) for most, here in zip(passes.fullest, held, strict=True)]
-    left = [
-        here + tail_left(config, tail, band.first, geometry.layers) for here, band in zip(held, layers, strict=True)
-    ]
+    stays = [tail_left(config, tail, band.first, geometry.layers) if spans else tail for band in layers]
+    left = [here + text for here, text in zip(held, stays, strict=True)]
     slots = [max(most, here + room) for most, here in zip(fullest, left, strict=True)]
     memory = Memory(geometry, config, layers, slots, question)
     passes.fill(memory, spans, frames_per_slice)

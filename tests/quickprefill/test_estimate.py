@@ -56,6 +56,16 @@ def test_rows_of_a_batch_are_added_up(model):
     assert (guess.video_tokens, guess.groups) == (16 + 8 + 48, 2 + 1 + 3)
 
 
+def test_text_of_a_row_without_a_video_stays(model):
+    """prune_text means the text behind a video; such a row has none."""
+    inputs = make_inputs(prompt(3, Clip((4, 4, 4)), 5), prompt(8))
+    guess = quickprefill.estimate(model, inputs, keep=0.25, prune_text=True)
+    one = quickprefill.estimate(model, make_inputs(prompt(3, Clip((4, 4, 4)), 5)), keep=0.25, prune_text=True)
+    text = model.config.get_text_config()
+    token_bytes = 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 4
+    assert guess.cache_bytes - one.cache_bytes == 8 * token_bytes * text.num_hidden_layers
+
+
 def test_flops_are_counted_as_torch_counts_them():
     from torch.utils.flop_counter import FlopCounterMode
 
