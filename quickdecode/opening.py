@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .decode.block import Mismatch
 from .decode.picture import INTERPOLATIONS
-from .errors import DecodeError, ReadTimeoutError, RequestError
+from .errors import DecodeError, LimitError, ReadTimeoutError, RequestError
 from .index.packets import Way
 from .index.probe import Media, inspect
 from .plan.sample import is_number, whole_number
-from .source.limits import DEFAULT_LIMITS, Limits
+from .source.limits import DEFAULT_LIMITS, LESS, Limits
 from .source.source import Source, VideoSource, describe, resolve
 from .threads.cores import usable_cores
 from .threads.pool import Deadline, call
@@ -24,11 +24,13 @@ ON_ERROR = ("raise", "nearest")
 class Options:
     """How to read, whatever is read."""
 
-    workers: int
+    workers: int | None
+    """None: what the process's cores allow when decoding begins."""
     on_error: str
     deadline: Deadline
     limits: Limits
     interpolation: str
+    stream: int
 
     @staticmethod
     def of(
@@ -37,16 +39,27 @@ class Options:
         timeout_seconds: float | None = None,
         limits: Limits = DEFAULT_LIMITS,
         interpolation: str = "bicubic",
+        stream: int = 0,
     ) -> Options:
         """Check the arguments of the same names. Raises RequestError."""
-        workers = usable_cores() if workers is None else whole_number("workers", workers, at_least=1)
+        if workers is None:
+            usable_cores()  # raises if its variable is malformed
+        else:
+            workers = whole_number("workers", workers, at_least=1)
         if on_error not in ON_ERROR:
             raise RequestError(f"on_error={on_error!r}; it must be one of {', '.join(ON_ERROR)}.")
         if timeout_seconds is not None and not (is_number(timeout_seconds) and timeout_seconds > 0):
             raise RequestError(f"timeout_seconds={timeout_seconds!r}; it must be a number above 0, or None.")
         if interpolation not in INTERPOLATIONS:
             raise RequestError(f"interpolation={interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}.")
-        return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation)
+        if not isinstance(limits, Limits):
+            raise RequestError(f"limits={limits!r}; it must be a quickdecode.Limits.")
+        stream = whole_number("stream", stream, at_least=0)
+        return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation, stream)
+
+    def restarted(self) -> Options:
+        """The same with as much time as in the beginning."""
+        return replace(self, deadline=Deadline(self.deadline.seconds))
 
 
 def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -61,7 +74,7 @@ def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
 
 @contextmanager
 def in_time(source: VideoSource, options: Options) -> Iterator[None]:
-    """Turn a missed deadline into a ReadTimeoutError."""
+    """Turn a missed deadline into a ReadTimeoutError, and want of memory into a LimitError."""
     try:
         yield
     except ReadTimeoutError:
@@ -71,13 +84,13 @@ def in_time(source: VideoSource, options: Options) -> Iterator[None]:
             f"{describe(source)}: not read within timeout_seconds={options.deadline.seconds}; allow more time, ask "
             "for fewer frames, or check whether the file is damaged."
         ) from error
+    except MemoryError as error:
+        raise LimitError(f"{describe(source)}: out of memory; {LESS}.") from error
 
 
 def resolved_in_time(source: VideoSource, options: Options) -> Source:
     """resolve() on a thread of its own, since it may be a download."""
-    return call(
-        lambda _: resolve(source, timeout_seconds=options.deadline.seconds, limits=options.limits), options.deadline
-    )
+    return call(lambda stop: resolve(source, limits=options.limits, stream=options.stream, stop=stop), options.deadline)
 
 
 def look(source: Source, at_least: Way, why: str | None, options: Options) -> Media:

@@ -21,14 +21,15 @@ GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
 ROOMS = {
     "quickdecode": [
         "errors",
-        "source",
         "threads",
+        "source",
         "index",
         "plan",
         "decode",
         "opening",
         "read",
         "stream",
+        "reader",
         "lazy",
         "hosts",
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from threading import Event, Lock
+from threading import Lock
 from typing import Any
 
 import av
@@ -16,6 +16,7 @@ from ..errors import SourceError, translated
 from ..source.limits import DEFAULT_LIMITS, Limits
 from ..source.source import Source
 from ..threads.pool import Cancelled
+from ..threads.stop import Stop
 from .packets import FrameIndex, PacketLog, Way, table_index
 from .sequential import all_frames, video_stream
 from .skip import skips_unreferenced
@@ -70,7 +71,7 @@ class Media:
 
 _cache: OrderedDict[tuple[object, ...], Media] = OrderedDict()
 _cache_lock = Lock()
-_NEVER_SET = Event()
+_NEVER_SET = Stop()
 
 
 def inspect(
@@ -79,7 +80,7 @@ def inspect(
     at_least: Way = Way.TABLE,
     why: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
-    stop: Event = _NEVER_SET,
+    stop: Stop = _NEVER_SET,
 ) -> Media:
     """The Media of `source`, from the cache if the file did not change.
 
@@ -93,6 +94,7 @@ def inspect(
         media = _inspect(source, at_least, why, limits, stop)
         if key is not None:
             _remember(key, media)
+    media = replace(media, source=source, info=replace(media.info, name=source.name))  # not an equal one of before
     limits.check_size(source.name, media.info.height, media.info.width)
     limits.check_duration(source.name, media.info.duration_seconds)
     return media
@@ -105,9 +107,9 @@ def _remember(key: tuple[object, ...], media: Media) -> None:
             _cache.popitem(last=False)
 
 
-def _inspect(source: Source, at_least: Way, why: str | None, limits: Limits, stop: Event) -> Media:
-    with source.open() as container, translated(source.name, "reading it"):
-        stream = video_stream(container, source.name)
+def _inspect(source: Source, at_least: Way, why: str | None, limits: Limits, stop: Stop) -> Media:
+    with source.open(stop) as container, translated(source.name, "reading it"):
+        stream = video_stream(container, source)
         limits.check_size(source.name, stream.codec_context.height, stream.codec_context.width)
         stream.codec_context.thread_count = 1
         scan = _Scan(container, stream, source.name, stop)
@@ -130,7 +132,7 @@ def _inspect(source: Source, at_least: Way, why: str | None, limits: Limits, sto
 class _Scan:
     """One pass over the packets: as far as the first frame, and on to the end only if that is asked for."""
 
-    def __init__(self, container: Any, stream: Any, name: str, stop: Event) -> None:
+    def __init__(self, container: Any, stream: Any, name: str, stop: Stop) -> None:
         self._log = PacketLog()
         self._packets = container.demux(stream)
         self._stop = stop
@@ -178,12 +180,12 @@ def _facts(container: Any, stream: Any, first: Any) -> dict[str, Any]:
     }
 
 
-def _counted(source: Source, facts: dict[str, Any], why: str, stop: Event) -> Media:
+def _counted(source: Source, facts: dict[str, Any], why: str, stop: Stop) -> Media:
     """Decode the whole file once, keeping nothing but times."""
     times: list[int | None] = []
     errors: list[Exception] = []
-    with source.open() as container, translated(source.name, "counting its frames"):
-        stream = video_stream(container, source.name)
+    with source.open(stop) as container, translated(source.name, "counting its frames"):
+        stream = video_stream(container, source)
         stream.codec_context.thread_count = 1
         for frame in all_frames(container, stream, stop, tolerant=True, errors=errors):
             times.append(frame.pts)

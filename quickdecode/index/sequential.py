@@ -8,22 +8,33 @@ from typing import Any
 
 import av
 
-from ..errors import SourceError
+from ..errors import RequestError, SourceError
+from ..source.source import Source
 from ..threads.pool import Cancelled
 
 ATTACHED_PICTURE = 0x0400
 
 
-def video_stream(container: Any, name: str) -> Any:
-    """The first real video stream (cover pictures do not count). Raises SourceError if there is none."""
-    for stream in container.streams.video:
-        if stream.disposition.value & ATTACHED_PICTURE:
-            continue
-        if stream.codec_context is None:
-            raise SourceError(f"{name}: FFmpeg has no decoder for the video's codec; re-encode it, e.g. as H.264.")
-        return stream
-    kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-    raise SourceError(f"{name}: no video stream, only {', '.join(kinds)}; pass a file that has pictures.")
+def video_stream(container: Any, source: Source) -> Any:
+    """The video stream that `source` names, cover pictures not counted.
+
+    Raises SourceError if there is none or its decoder is not allowed, RequestError if there are fewer.
+    """
+    name = source.name
+    streams = [each for each in container.streams.video if not each.disposition.value & ATTACHED_PICTURE]
+    if not streams:
+        kinds = sorted({each.type for each in container.streams}) or ["nothing"]
+        raise SourceError(f"{name}: no video stream, only {', '.join(kinds)}; pass a file that has pictures.")
+    if source.stream >= len(streams):
+        raise RequestError(
+            f"{name}: stream={source.stream}, but the file has {len(streams)} video stream(s); the last one is "
+            f"{len(streams) - 1}."
+        )
+    stream = streams[source.stream]
+    if stream.codec_context is None:
+        raise SourceError(f"{name}: FFmpeg has no decoder for the video's codec; re-encode it, e.g. as H.264.")
+    source.limits.check_codec(name, stream.codec_context.name)
+    return stream
 
 
 def set_threads(context: Any, threads: int) -> None:

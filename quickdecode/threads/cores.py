@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import RequestError
@@ -28,6 +31,43 @@ def usable_cores() -> int:
     cores = min(_affinity(), _quota() or _affinity())
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(cores // max(int(ranks) if ranks.isdecimal() else 1, 1), 1)
+
+
+_lock = threading.Lock()
+_under_way: list[int] = []
+"""Threads of the reads that are under way and were not told how many to use."""
+
+
+@contextmanager
+def shared_cores(stated: int | None) -> Iterator[int]:
+    """How many threads a read should decode on while the block runs: `stated`, or its share of usable_cores().
+
+    Reads at the same time, as in a server's loader threads, share the cores: one that comes while others run takes
+    what they leave, but one at least, and no more than an equal share.
+    """
+    if stated is not None:
+        yield stated
+        return
+    cores = usable_cores()
+    with _lock:
+        mine = max(min(cores // (len(_under_way) + 1), cores - sum(_under_way)), 1)
+        _under_way.append(mine)
+    try:
+        yield mine
+    finally:
+        with _lock, suppress(ValueError):  # a fork has forgotten it
+            _under_way.remove(mine)
+
+
+def _forget() -> None:
+    """In a forked process: its parent's reads go on without it."""
+    global _lock
+    _lock = threading.Lock()
+    _under_way.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _in_data_loader_worker() -> bool:

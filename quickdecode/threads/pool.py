@@ -6,15 +6,20 @@ thread is then left behind (a daemon, so that it does not keep the program alive
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from ..errors import LimitError
+from .stop import Stop
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,6 +28,8 @@ POLL_SECONDS = 0.2
 """How long the waiting thread sleeps at most, so that Ctrl-C is noticed on every platform."""
 GRACE_SECONDS = 1.0
 """How long a stopped worker may take to notice; it looks between two packets."""
+THREADS = "quickdecode-"
+"""How the names of all threads begin."""
 LOWEST_PRIORITY = 19
 """Niceness of threads that give way."""
 
@@ -36,13 +43,13 @@ class Deadline:
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self.end = None if seconds is None else time.monotonic() + seconds
 
     def wait_at_most(self) -> float:
         """Seconds to sleep before looking again. Raises TimeoutError when the time is up."""
-        if self._end is None:
+        if self.end is None:
             return POLL_SECONDS
-        left = self._end - time.monotonic()
+        left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError
         return min(left, POLL_SECONDS)
@@ -56,28 +63,29 @@ class Crew(Generic[Task, Result]):
 
     `worker(stop)` is entered once per thread and gives what does a task: an iterator of reports. The first exception
     of any worker is raised while iterating, TimeoutError after the deadline. close(), which leaving a `with` block
-    does, stops the threads; they hold no reference to the crew, so that dropping it can close it too.
+    does, stops the threads; they hold no reference to the crew, so that dropping it can close it too. A crew made on
+    a thread of another one ends with that.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
-        worker: Callable[[threading.Event], AbstractContextManager[Callable[[Task], Iterator[Result]]]],
+        worker: Callable[[Stop], AbstractContextManager[Callable[[Task], Iterator[Result]]]],
         *,
         workers: int,
         deadline: Deadline = NEVER,
     ) -> None:
-        self.stop = threading.Event()
+        self.stop = Stop(deadline.end)
         self._unfinished, self._deadline, self._gave_way = len(tasks), deadline, False
+        self._outer: Stop | None = getattr(_here, "stop", None)
         self._reports: queue.SimpleQueue[Result | _Finished | BaseException] = queue.SimpleQueue()
         work = _worker_thread(tasks, worker, self._reports, self.stop)
-        self.threads = [threading.Thread(target=work, daemon=True, name=f"quickdecode-{i}") for i in range(workers)]
-        for thread in self.threads:
-            thread.start()
+        self.threads = _started(work, workers)
+        _crews.add(self)
 
     def __iter__(self) -> Iterator[Result]:
         while self._unfinished:
-            report = _wait(self._reports, self._deadline)
+            report = _wait(self._reports, self._deadline, self._outer)
             if isinstance(report, _Finished):
                 self._unfinished -= 1
             else:
@@ -109,19 +117,54 @@ class Crew(Generic[Task, Result]):
         self.close()
 
 
+_here = threading.local()
+"""The `stop` of the crew that this thread belongs to."""
+_crews: weakref.WeakSet[Crew[Any, Any]] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the end of the program: a thread that is still inside FFmpeg then takes the process down with it."""
+    crews = list(_crews)
+    for crew in crews:
+        crew.stop.set()
+    for crew in crews:
+        crew.close()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_crews.clear)  # their threads stayed behind
+
+
 class _Finished:
     """A task is done."""
 
 
+def _started(work: Callable[[], None], workers: int) -> list[threading.Thread]:
+    """As many threads as the system gives, `workers` at most. Raises LimitError if that is none."""
+    threads: list[threading.Thread] = []
+    for number in range(workers):
+        thread = threading.Thread(target=work, daemon=True, name=f"{THREADS}{number}")
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if threads:
+                break
+            raise LimitError(f"no thread can be started ({error}); free memory, or end other threads.") from error
+        threads.append(thread)
+    return threads
+
+
 def _worker_thread(
     tasks: Sequence[Task],
-    worker: Callable[[threading.Event], AbstractContextManager[Callable[[Task], Iterator[Result]]]],
+    worker: Callable[[Stop], AbstractContextManager[Callable[[Task], Iterator[Result]]]],
     reports: queue.SimpleQueue[Result | _Finished | BaseException],
-    stop: threading.Event,
+    stop: Stop,
 ) -> Callable[[], None]:
     taken = count()
 
     def work() -> None:
+        _here.stop = stop
         try:
             with worker(stop) as do:
                 while not stop.is_set() and (number := next(taken)) < len(tasks):
@@ -134,19 +177,23 @@ def _worker_thread(
     return work
 
 
-def call(function: Callable[[threading.Event], Result], deadline: Deadline = NEVER) -> Result:
+def call(function: Callable[[Stop], Result], deadline: Deadline = NEVER) -> Result:
     """function(stop) on a thread of its own, so that it can be given up."""
 
     @contextmanager
-    def worker(stop: threading.Event) -> Iterator[Callable[[None], Iterator[Result]]]:
+    def worker(stop: Stop) -> Iterator[Callable[[None], Iterator[Result]]]:
         yield lambda _: iter([function(stop)])
 
     with Crew([None], worker, workers=1, deadline=deadline) as crew:
         return next(iter(crew))
 
 
-def _wait(reports: queue.SimpleQueue[Result | _Finished | BaseException], deadline: Deadline) -> Result | _Finished:
+def _wait(
+    reports: queue.SimpleQueue[Result | _Finished | BaseException], deadline: Deadline, outer: Stop | None
+) -> Result | _Finished:
     while True:
+        if outer is not None and outer.is_set():
+            raise Cancelled
         try:
             report = reports.get(timeout=deadline.wait_at_most())
         except queue.Empty:
