@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event
 from typing import Any, TypeAlias
 
 import torch
 
 from .decode.block import Mismatch
 from .decode.fill import Order, Whole, fill
+from .decode.kept import Decoders
+from .errors import LimitError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
 from .plan.sample import Request, frame_indices
-from .source.limits import DEFAULT_LIMITS, Limits
+from .source.limits import DEFAULT_LIMITS, LESS, Limits
 from .source.source import VideoSource
+from .threads.cores import shared_cores
 from .threads.pool import Crew
+from .threads.stop import Stop
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,16 +51,23 @@ class DecodedVideo:
         )
 
 
-def probe(source: VideoSource, *, timeout_seconds: float | None = None, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
+def probe(
+    source: VideoSource,
+    *,
+    stream: int = 0,
+    timeout_seconds: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> VideoInfo:
     """Number of frames, size, rate and duration of a video, mostly without decoding more than its first frame.
 
-    Raises SourceError if the source is missing, empty, damaged, not a video, or has no video stream; LimitError
-    if it is larger than `limits`; ReadTimeoutError after `timeout_seconds` (None: never).
+    `stream` counts the file's video streams. Raises SourceError if the source is missing, empty, damaged, not a video,
+    or has no video stream; LimitError if it is larger than `limits`; ReadTimeoutError after `timeout_seconds` (None:
+    never).
 
     >>> probe("talk.mp4").num_frames  # doctest: +SKIP
     18000
     """
-    options = Options.of(workers=1, timeout_seconds=timeout_seconds, limits=limits)
+    options = Options.of(workers=1, timeout_seconds=timeout_seconds, limits=limits, stream=stream)
     with in_time(source, options):
         return look(resolved_in_time(source, options), Way.TABLE, None, options).info
 
@@ -67,10 +78,12 @@ def read_video(
     num_frames: int | None = None,
     fps: float | None = None,
     indices: Iterable[int] | None = None,
+    at_seconds: Iterable[float] | None = None,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
     size: tuple[int, int] | None = None,
     interpolation: str = "bicubic",
+    stream: int = 0,
     workers: int | None = None,
     on_error: str = "raise",
     timeout_seconds: float | None = None,
@@ -82,16 +95,19 @@ def read_video(
         source: a path, file:// or http(s):// URL, bytes, a binary file object, or a base64 data: URI.
         num_frames: this many frames, evenly spaced, the first and the last frame of the range included.
         fps: the frame on screen at start, start + 1/fps, start + 2/fps, ... (a frame may come twice).
-        indices: these frames, in this order; index i is the i-th frame of a sequential decode.
-            With none of the three, every frame.
+        indices: these frames, in this order; index i is the i-th frame of a sequential decode, -1 the last one.
+            A list, an array, or a tensor of one dimension.
+        at_seconds: the frames on screen at these times, in this order. With none of the four, every frame.
         start_seconds, end_seconds: only frames that start in this range; 0 is the start of the first frame.
         size: (height, width) to resize to, after rotation; None keeps the file's size. Frames of the file's
             size are bit-equal to PyAV's `to_ndarray(format="rgb24")`; others are resized by swscale.
         interpolation: how to resize: "bicubic", "area", "bilinear" or "lanczos".
-        workers: threads to decode on; None means the cores that this process may use (see threads/cores.py).
+        stream: which of the file's video streams, cover pictures not counted.
+        workers: threads to decode on; None means the cores that this process may use, shared with other reads under
+            way (see threads/cores.py).
         on_error: "raise", or "nearest" to show the nearest frame that decodes instead of one that does not.
         timeout_seconds: give up after this long, download included; None means never.
-        limits: how large a video may be before it is refused.
+        limits: how large a video may be, and of which formats and codecs, before it is refused.
 
     Raises:
         SourceError: the source is missing, empty, damaged, not a video, or has no video stream.
@@ -103,14 +119,9 @@ def read_video(
     >>> read_video("talk.mp4", num_frames=64, size=(252, 448)).frames.shape  # doctest: +SKIP
     torch.Size([64, 3, 252, 448])
     """
-    request = Request.of(num_frames, fps, indices, start_seconds, end_seconds)
-    size = checked_size(size)
-    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation)
-
-    def choose(media: Media) -> Choice:
-        return frame_indices(request, media, clamp=on_error == "nearest"), size
-
-    return read_chosen(source, choose, options)
+    request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
+    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream)
+    return read_chosen(source, requested(request, checked_size(size), options), options)
 
 
 def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[DecodedVideo]:
@@ -119,24 +130,24 @@ def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[Decode
     Takes the keyword arguments of read_video, for all sources alike, and raises the first error in that order.
     """
     listed = list(sources)
-    workers = Options.of(arguments.pop("workers", None)).workers
-    at_once = max(min(workers, len(listed)), 1)
     answers: list[DecodedVideo | Exception | None] = [None] * len(listed)
+    with shared_cores(Options.of(arguments.pop("workers", None)).workers) as workers:
+        at_once = max(min(workers, len(listed)), 1)
 
-    @contextmanager
-    def worker(_: Event) -> Iterator[Callable[[int], Iterator[None]]]:
-        yield read
+        @contextmanager
+        def worker(_: Stop) -> Iterator[Callable[[int], Iterator[None]]]:
+            yield read
 
-    def read(number: int) -> Iterator[None]:
-        try:
-            answers[number] = read_video(listed[number], workers=max(workers // at_once, 1), **arguments)
-        except Exception as error:
-            answers[number] = error
-        yield
+        def read(number: int) -> Iterator[None]:
+            try:
+                answers[number] = read_video(listed[number], workers=max(workers // at_once, 1), **arguments)
+            except Exception as error:
+                answers[number] = error
+            yield
 
-    with Crew(range(len(listed)), worker, workers=at_once) as crew:
-        for _ in crew:
-            pass
+        with Crew(range(len(listed)), worker, workers=at_once) as crew:
+            for _ in crew:
+                pass
     return [_given(answer) for answer in answers]
 
 
@@ -151,6 +162,12 @@ def _given(answer: DecodedVideo | Exception | None) -> DecodedVideo:
 Choice: TypeAlias = tuple[list[int], tuple[int, int] | None]
 
 
+def requested(request: Request, size: tuple[int, int] | None, options: Options) -> Callable[[Media], Choice]:
+    """Names the frames that `request` means once the file is known, and `size`."""
+    clamp = options.on_error == "nearest"
+    return lambda media: (frame_indices(request, media, clamp=clamp), size)
+
+
 def read_chosen(source: VideoSource, choose: Callable[[Media], Choice], options: Options) -> DecodedVideo:
     """Decode the frames and to the size that `choose` names once the file is known.
 
@@ -159,26 +176,46 @@ def read_chosen(source: VideoSource, choose: Callable[[Media], Choice], options:
     """
     with in_time(source, options):
         resolved = resolved_in_time(source, options)
-        media = look(resolved, Way.TABLE, None, options)
-        while True:
-            try:
-                return _decode(media, *choose(media), options)
-            except Mismatch as mismatch:
-                media = look_closer(media, mismatch, options)
+        return read_media(look(resolved, Way.TABLE, None, options), choose, options)[0]
 
 
-def _decode(media: Media, wanted: list[int], size: tuple[int, int] | None, options: Options) -> DecodedVideo:
+def read_media(
+    media: Media, choose: Callable[[Media], Choice], options: Options, decoders: Decoders | None = None
+) -> tuple[DecodedVideo, Media]:
+    """read_chosen of a file that has been looked at, and what it has turned out to be."""
+    while True:
+        try:
+            return _decode(media, *choose(media), options, decoders), media
+        except Mismatch as mismatch:
+            media = look_closer(media, mismatch, options)
+
+
+def _decode(
+    media: Media, wanted: list[int], size: tuple[int, int] | None, options: Options, decoders: Decoders | None
+) -> DecodedVideo:
     info = media.info
     height, width = size or (info.height, info.width)
     options.limits.check_size(info.name, height, width)
     options.limits.check_count(info.name, len(wanted))
-    frames = torch.empty((len(wanted), 3, height, width), dtype=torch.uint8)
-    given = [min(frame, info.num_frames - 1) for frame in wanted]
+    frames = empty_frames(info.name, (len(wanted), 3, height, width), options.limits)
+    given = [min(max(frame, 0), info.num_frames - 1) for frame in wanted]
     nearest = options.on_error == "nearest"
     order = Order(media, given, (height, width), Whole(frames.numpy()), options.interpolation, nearest)
-    with fill(order, workers=options.workers, deadline=options.deadline) as filled:
+    with (
+        shared_cores(options.workers) as workers,
+        fill(order, workers=workers, deadline=options.deadline, decoders=decoders) as filled,
+    ):
         for _ in filled:
             pass
     indices = [order.replaced.get(frame, frame) for frame in given]
     replaced = {asked: shown for asked, shown in zip(wanted, indices, strict=True) if asked != shown}
     return DecodedVideo(frames, indices, media.seconds[indices].tolist(), info, replaced)
+
+
+def empty_frames(name: str, shape: tuple[int, int, int, int], limits: Limits, *, pinned: bool = False) -> torch.Tensor:
+    """Room for so many frames, uint8. Raises LimitError if they are too many bytes, or there is no room."""
+    limits.check_delivered(name, math.prod(shape))
+    try:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError as error:  # how torch says so
+        raise LimitError(f"{name}: no room for {math.prod(shape):,} bytes of frames ({error}); {LESS}.") from error

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .decode.block import Mismatch
 from .decode.fill import Order, fill
-from .decode.ring import Ring
+from .decode.ring import Ring, ring_bytes
 from .errors import DecodeError, RequestError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
-from .plan.sample import Request, frame_indices, whole_number
-from .read import Choice
+from .plan.sample import Request, whole_number
+from .read import Choice, empty_frames, requested
 from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
+from .threads.cores import shared_cores
 from .threads.pool import Crew
 
 
@@ -34,6 +35,8 @@ class FrameBlock:
     """(t,) number of each frame in a sequential decode of the file."""
     timestamps: list[float]
     """(t,) start of each frame in seconds after the start of the first frame of the file."""
+    replaced: dict[int, int] = field(default_factory=dict)
+    """With on_error="nearest": frames that were asked for but cannot be had -> the frame given instead."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -61,6 +64,8 @@ class VideoStream:
             self.media = look(resolved, Way.TABLE, None, options)
         self.indices, self.chosen_size = choose(self.media)
         """(T,) numbers of the frames to come, ascending; and the size that was asked for, None for the file's own."""
+        self.replaced: dict[int, int] = {}
+        """Frames that are there -> those given instead, as far as it is known."""
         options.limits.check_size(self.info.name, *self.size)
         options.limits.check_count(self.info.name, len(self.indices))
 
@@ -97,8 +102,17 @@ class VideoStream:
         with Reading(self) as reading:
             while (begin := reading.position) < len(self):
                 frames = reading.take(min(self.block_frames, len(self) - begin))
-                end = reading.position
-                yield FrameBlock(frames, self.indices[begin:end], self.seconds(begin, end))
+                if len(frames):
+                    yield self._block(frames, begin)
+
+    def _block(self, frames: torch.Tensor, begin: int) -> FrameBlock:
+        asked = self.indices[begin : begin + len(frames)]
+        last = self.info.num_frames - 1
+        given = [min(max(frame, 0), last) for frame in asked]
+        indices = [self.replaced.get(frame, frame) for frame in given]
+        replaced = {frame: shown for frame, shown in zip(asked, indices, strict=True) if frame != shown}
+        seconds: list[float] = self.media.seconds[indices].tolist()
+        return FrameBlock(frames, indices, seconds, replaced)
 
     def look_closer(self, mismatch: Mismatch, done: int, *, same: bool) -> None:
         """Number the frames in a surer way and choose again; those delivered cannot be taken back.
@@ -131,26 +145,38 @@ class Reading:
 
     def _start(self) -> None:
         stream, options = self.stream, self.stream.options
-        wanted = stream.indices[self.position :]
-        self.ring = Ring((3, *stream.size), len(wanted), stream.block_frames, options.workers)
-        order = Order(stream.media, wanted, stream.size, self.ring, options.interpolation)
-        self._crew = fill(order, workers=options.workers, deadline=options.deadline)
+        last = stream.info.num_frames - 1
+        wanted = [min(max(frame, 0), last) for frame in stream.indices[self.position :]]
+        picture = (3, *stream.size)
+        options.limits.check_delivered(stream.info.name, ring_bytes(picture, len(wanted), stream.block_frames))
+        nearest = options.on_error == "nearest"
+        with in_time(stream.source, options), shared_cores(options.workers) as workers:
+            self.ring = Ring(picture, len(wanted), stream.block_frames, workers)
+            order = Order(stream.media, wanted, stream.size, self.ring, options.interpolation, nearest, stream.replaced)
+            self._crew = fill(order, workers=workers, deadline=options.deadline)
         self._reports = iter(self._crew)
+        self._process = os.getpid()
         self.close = weakref.finalize(self, _stop, self.ring, self._crew, os.getpid())
 
     def take(self, count: int, *, pinned: bool = False, give_way: bool = False) -> torch.Tensor:
-        """The next `count` frames, (count, 3, H, W) uint8.
+        """The next `count` frames, (count, 3, H, W) uint8; fewer where the file turns out to have fewer.
 
         Args:
             pinned: put them in page-locked memory.
             give_way: what the caller does with them needs the cores more than decoding the next ones does.
         """
+        if os.getpid() != self._process:
+            raise RequestError(
+                f"{self.stream.info.name}: this stream was begun in another process, whose threads a fork leaves "
+                "behind; call stream_video in the process that reads it."
+            )
         if give_way:
             self._crew.give_way()
-        out = torch.empty((count, 3, *self.stream.size), dtype=torch.uint8, pin_memory=pinned)
+        options = self.stream.options
+        out = empty_frames(self.stream.info.name, (count, 3, *self.stream.size), options.limits, pinned=pinned)
         try:
-            with in_time(self.stream.source, self.stream.options):
-                self._take(out)
+            with in_time(self.stream.source, options):
+                out = out[: self._take(out)]
         except BaseException:
             self.close()
             raise
@@ -158,9 +184,9 @@ class Reading:
             self.close()
         return out
 
-    def _take(self, out: torch.Tensor) -> None:
+    def _take(self, out: torch.Tensor) -> int:
         pictures, taken = out.numpy(), 0
-        while taken < len(pictures):
+        while taken < len(pictures) and self.position < len(self.stream):
             ready = self.ring.ready(len(pictures) - taken)
             if ready:
                 self.ring.take(pictures[taken : taken + ready])
@@ -172,7 +198,9 @@ class Reading:
             except Mismatch as mismatch:
                 self.close()
                 self.stream.look_closer(mismatch, self.position, same=self._same)
-                self._start()
+                if self.position < len(self.stream):
+                    self._start()
+        return taken
 
     def __enter__(self) -> Reading:
         return self
@@ -194,11 +222,14 @@ def stream_video(
     num_frames: int | None = None,
     fps: float | None = None,
     indices: Iterable[int] | None = None,
+    at_seconds: Iterable[float] | None = None,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
     size: tuple[int, int] | None = None,
     interpolation: str = "bicubic",
+    stream: int = 0,
     workers: int | None = None,
+    on_error: str = "raise",
     timeout_seconds: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> VideoStream:
@@ -210,12 +241,10 @@ def stream_video(
     >>> for block in stream_video("talk.mp4", fps=1, size=(252, 448)):  # doctest: +SKIP
     ...     encode(block.frames)  # (16, 3, 252, 448)
     """
-    request = Request.of(num_frames, fps, indices, start_seconds, end_seconds)
+    request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
     block_frames = whole_number("block_frames", block_frames, at_least=1)
-    size = checked_size(size)
-    options = Options.of(workers, timeout_seconds=timeout_seconds, limits=limits, interpolation=interpolation)
-
-    stream = VideoStream(source, lambda media: (frame_indices(request, media), size), block_frames, options)
-    if not stream.ascending:
-        raise RequestError("indices are not in ascending order; sort them, or use read_video.")
-    return stream
+    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream)
+    video = VideoStream(source, requested(request, checked_size(size), options), block_frames, options)
+    if not video.ascending:
+        raise RequestError("the frames asked for are not in ascending order; sort them, or use read_video.")
+    return video

@@ -33,7 +33,7 @@ class SegmentDecoder:
         self._container = container
         self._index = index
         self._stop = stop
-        self._stream = video_stream(container, media.source.name)
+        self._stream = video_stream(container, media.source)
         self._context = self._stream.codec_context
         set_threads(self._context, threads)
         self._packets = container.demux(self._stream)
@@ -178,7 +178,7 @@ class CountingDecoder:
     def __init__(self, container: Any, media: Media, *, threads: int, stop: Event) -> None:
         self._container = container
         self._stop = stop
-        self._stream = video_stream(container, media.source.name)
+        self._stream = video_stream(container, media.source)
         set_threads(self._stream.codec_context, threads)
 
     def decode(self, segment: Segment, *, tolerant: bool = False) -> Iterator[tuple[int, Any]]:

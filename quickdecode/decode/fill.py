@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import av
 import numpy as np
@@ -15,7 +14,9 @@ from ..errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
 from ..index.probe import Media
 from ..plan.blocks import Block, Segment, count_through, cut, ending_together
 from ..threads.pool import NEVER, Crew, Deadline
+from ..threads.stop import Stop
 from .block import CountingDecoder, Damaged, SegmentDecoder
+from .kept import Decoders, decoder
 from .picture import PictureWriter, Pixels
 from .salvage import nearest_frames
 
@@ -78,8 +79,13 @@ class Order:
         return self.size != (info.height, info.width)
 
 
-def fill(order: Order, *, workers: int, deadline: Deadline = NEVER) -> Crew[Block, list[int]]:
-    """Start to decode; iterate over what this returns for the rows that are filled, early frames roughly first."""
+def fill(
+    order: Order, *, workers: int, deadline: Deadline = NEVER, decoders: Decoders | None = None
+) -> Crew[Block, list[int]]:
+    """Start to decode; iterate over what this returns for the rows that are filled, early frames roughly first.
+
+    `decoders`: those to use and to keep open; without them the file is opened again.
+    """
     media, buffer = order.media, order.buffer
     index, wanted = media.index, order.wanted
     blocks = count_through(wanted) if index is None else cut(index, wanted, workers=workers, most_rows=buffer.most_rows)
@@ -89,12 +95,17 @@ def fill(order: Order, *, workers: int, deadline: Deadline = NEVER) -> Crew[Bloc
     threads = 1 if media.damaged else decoder_threads(len(blocks), workers)
 
     @contextmanager
-    def worker(stop: Event) -> Iterator[Callable[[Block], Iterator[list[int]]]]:
+    def worker(stop: Stop) -> Iterator[Callable[[Block], Iterator[list[int]]]]:
         pictures = PictureWriter(
             *order.size, rotation=media.info.rotation, resize=order.resize, interpolation=order.interpolation
         )
-        with media.source.open() as container:
-            do = _segment_worker(order, container, _RowWriter(buffer, pictures), threads, stop)
+        writer = _RowWriter(buffer, pictures)
+        with ExitStack() as open_things:
+            if index is None:
+                container = open_things.enter_context(media.source.open(stop))
+                do = _counting(order, CountingDecoder(container, media, threads=threads, stop=stop), writer)
+            else:
+                do = _seeking(order, open_things.enter_context(decoder(decoders, media, index, threads, stop)), writer)
             yield lambda block: (rows for segment in block.segments for rows in do(segment))
 
     return Crew(blocks, worker, workers=busy, deadline=deadline)
@@ -136,28 +147,27 @@ def decoder_threads(blocks: int, workers: int) -> int:
     return 2 if workers > 1 and blocks < FEW_BLOCKS * workers else 1
 
 
-def _segment_worker(
-    order: Order, container: Any, writer: _RowWriter, threads: int, stop: Event
-) -> Callable[[Segment], Iterator[list[int]]]:
-    media = order.media
-    if media.index is None:
-        counter = CountingDecoder(container, media, threads=threads, stop=stop)
+Worker: TypeAlias = Callable[[Segment], Iterator[list[int]]]
+"""Decodes a segment and reports the rows that it has filled."""
 
-        def count(segment: Segment) -> Iterator[list[int]]:
-            with _naming_frames(order, segment):
-                for number, frame in counter.decode(segment, tolerant=order.nearest):
-                    yield from writer.write(frame, segment.rows[number])
-            yield from writer.report()
 
-        return count
-    decoder = SegmentDecoder(container, media, media.index, threads=threads, stop=stop)
+def _counting(order: Order, counter: CountingDecoder, writer: _RowWriter) -> Worker:
+    def count(segment: Segment) -> Iterator[list[int]]:
+        with _naming_frames(order, segment):
+            for number, frame in counter.decode(segment, tolerant=order.nearest):
+                yield from writer.write(frame, segment.rows[number])
+        yield from writer.report()
 
+    return count
+
+
+def _seeking(order: Order, decoder: SegmentDecoder, writer: _RowWriter) -> Worker:
     def decode(segment: Segment) -> Iterator[list[int]]:
         with _naming_frames(order, segment):
             try:
                 yield from _write_all(decoder, segment, writer)
             except av.FFmpegError:
-                if not order.nearest or not _salvage(order, decoder, segment, writer):
+                if not order.nearest or not (yield from _salvage(order, decoder, segment, writer)):
                     raise
         yield from writer.report()
 
@@ -173,20 +183,19 @@ def _write_all(decoder: SegmentDecoder, segment: Segment, writer: _RowWriter) ->
             yield from writer.write(frame, segment.rows[pts])
 
 
-def _salvage(order: Order, decoder: SegmentDecoder, segment: Segment, writer: _RowWriter) -> bool:
+def _salvage(
+    order: Order, decoder: SegmentDecoder, segment: Segment, writer: _RowWriter
+) -> Generator[list[int], None, bool]:
     """Write the nearest frames that decode, and note which. False if nothing in the file does."""
     index = order.media.index
     assert index is not None
-
-    def give(frame: Any, rows: list[int]) -> None:
-        for _ in writer.write(frame, rows):
-            pass
-
-    given = nearest_frames(decoder.whatever_decodes, segment, len(index.keys), give)
+    given, frames = nearest_frames(decoder.whatever_decodes, segment, len(index.keys))
     for wanted_pts, given_pts in given.items():
         wanted, shown = np.searchsorted(index.frame_pts, [wanted_pts, given_pts])
         if wanted != shown:
             order.replaced[int(wanted)] = int(shown)
+    for frame, rows in frames:
+        yield from writer.write(frame, rows)
     return bool(given)
 
 
@@ -202,6 +211,7 @@ def _naming_frames(order: Order, segment: Segment) -> Iterator[None]:
         first, last = order.media.seconds[frames[0]], order.media.seconds[frames[-1]]
         raise DecodeError(
             f"{order.media.source.name}: FFmpeg cannot decode frames {frames[0]} to {frames[-1]}, {first:.3f} s to "
-            f"{last:.3f} s ({reason(error)}). The file is damaged there; ask for other frames, pass "
+            f"{last:.3f} s ({reason(error)}). The file is damaged there, or its frames are larger than "
+            f"limits.frame_pixels={order.media.source.limits.frame_pixels}; ask for other frames, pass "
             'on_error="nearest", or re-encode it.'
         ) from error

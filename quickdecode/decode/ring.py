@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from threading import Condition
 
 import numpy as np
@@ -13,6 +14,12 @@ READ_AHEAD_BYTES = 64 << 20
 """How far decoding may run ahead of the reader, in bytes of pictures."""
 LEAST_BLOCKS = 2
 """... but at least this many of the reader's blocks."""
+
+
+def ring_bytes(picture: tuple[int, int, int], num_rows: int, block_rows: int) -> int:
+    """What a Ring of these takes."""
+    each = math.prod(picture)
+    return min(max(READ_AHEAD_BYTES // each, LEAST_BLOCKS * block_rows), num_rows) * each
 
 
 class Ring:
@@ -29,8 +36,7 @@ class Ring:
             block_rows: how many rows the reader takes at a time.
             workers: threads that write.
         """
-        rows = max(READ_AHEAD_BYTES // int(np.prod(picture)), LEAST_BLOCKS * block_rows)
-        self.size = min(rows, num_rows)
+        self.size = ring_bytes(picture, num_rows, block_rows) // math.prod(picture)
         self.most_rows = max(self.size // (2 * workers), 1)
         """Rows that one block should fill at most, so that each worker has one in reach."""
         self._slots = np.empty((self.size, *picture), np.uint8)

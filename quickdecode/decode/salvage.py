@@ -9,13 +9,11 @@ import av
 
 from ..plan.blocks import Segment
 
-Give = Callable[[Any, list[int]], None]
-
 
 def nearest_frames(
-    decode: Callable[[int], Iterator[Any]], segment: Segment, num_keys: int, give: Give
-) -> dict[int, int]:
-    """Give every row of `segment` the frame nearest in time; returns wanted pts -> pts of the frame given.
+    decode: Callable[[int], Iterator[Any]], segment: Segment, num_keys: int
+) -> tuple[dict[int, int], Iterator[tuple[Any, list[int]]]]:
+    """For every row of `segment` the frame nearest in time: wanted pts -> pts of the frame given, and frames with rows.
 
     `decode(key)` yields what can be decoded of a group of pictures, passing over errors. The segment's own group
     is tried first, then the ones before it, then the ones after it. Empty if the whole file gives nothing.
@@ -25,13 +23,16 @@ def nearest_frames(
         if there:
             break
     else:
-        return {}
+        return {}, iter(())
     chosen = {pts: min(there, key=lambda other, pts=pts: abs(other - pts)) for pts in segment.rows}  # type: ignore[misc]
-    for frame in decode(key):
-        rows = [row for pts, rows in segment.rows.items() if chosen[pts] == frame.pts for row in rows]
-        if rows:
-            give(frame, rows)
-    return chosen
+
+    def frames() -> Iterator[tuple[Any, list[int]]]:
+        for frame in decode(key):
+            rows = [row for pts, rows in segment.rows.items() if chosen[pts] == frame.pts for row in rows]
+            if rows:
+                yield frame, rows
+
+    return chosen, frames()
 
 
 def tolerant(decode: Callable[[Any], list[Any]], packets: Iterator[Any]) -> Iterator[Any]:

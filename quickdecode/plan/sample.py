@@ -16,46 +16,68 @@ from ..index.probe import Media
 
 @dataclass(frozen=True)
 class Request:
-    """What read_video was asked for: at most one of num_frames, fps and indices; none means every frame."""
+    """What read_video was asked for: at most one of num_frames, fps, indices and at_seconds; none: every frame."""
 
     num_frames: int | None = None
     fps: float | None = None
     indices: tuple[int, ...] | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
+    at_seconds: tuple[float, ...] | None = None
 
     @staticmethod
     def of(
-        num_frames: int | None,
-        fps: float | None,
-        indices: Iterable[int] | None,
-        start_seconds: float | None,
-        end_seconds: float | None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        indices: Iterable[int] | None = None,
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
+        at_seconds: Iterable[float] | None = None,
     ) -> Request:
         """Check everything that can be checked without a file. Raises RequestError."""
-        given = {"num_frames": num_frames, "fps": fps, "indices": indices}
+        given = {"num_frames": num_frames, "fps": fps, "indices": indices, "at_seconds": at_seconds}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
-            raise RequestError(f"{' and '.join(named)} were given; pass one of num_frames, fps and indices.")
-        if indices is not None and (start_seconds is not None or end_seconds is not None):
-            raise RequestError("indices count from the start of the file; leave out start_seconds and end_seconds.")
+            raise RequestError(f"{' and '.join(named)} were given; pass one of {', '.join(given)}.")
+        for name, one in (("indices", indices), ("at_seconds", at_seconds)):
+            if one is not None and (start_seconds is not None or end_seconds is not None):
+                raise RequestError(f"{name} count from the start of the file; leave out start_seconds and end_seconds.")
         if num_frames is not None:
             num_frames = whole_number("num_frames", num_frames, at_least=1)
         if fps is not None and not (is_number(fps) and 0 < fps < math.inf):
             raise RequestError(f"fps={fps!r}; it must be a finite number above 0.")
-        wanted = None if indices is None else tuple(whole_number("an index", i, at_least=0) for i in indices)
-        if wanted == ():
-            raise RequestError("indices is empty; name at least one frame.")
+        wanted = None if indices is None else tuple(whole_number("an index", i) for i in _listed("indices", indices))
+        times = None if at_seconds is None else tuple(_moment(time) for time in _listed("at_seconds", at_seconds))
         for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
             if value is not None and not (is_number(value) and 0 <= value < math.inf):
                 raise RequestError(f"{name}={value!r}; it must be a finite number of seconds, 0 or more.")
-        return Request(num_frames, fps, wanted, start_seconds, end_seconds)
+        return Request(num_frames, fps, wanted, start_seconds, end_seconds, times)
 
 
-def whole_number(name: str, value: Any, *, at_least: int) -> int:
+def _listed(name: str, values: Any) -> list[Any]:
+    """The entries of a list, an array, a tensor of one dimension, or anything else that can be iterated over."""
+    try:
+        listed = list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError:
+        raise RequestError(f"{name}={values!r}; it must be a list, or a tensor of one dimension.") from None
+    if not listed:
+        raise RequestError(f"{name} is empty; name at least one frame.")
+    return listed
+
+
+def _moment(value: Any) -> float:
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise RequestError(f"a time of at_seconds is {value!r}; it must be a finite number of seconds, 0 or more.")
+    return float(value)
+
+
+def whole_number(name: str, value: Any, *, at_least: int | None = None) -> int:
     """`value` as an int. Raises RequestError unless it is a whole number of `at_least` or more."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise RequestError(f"{name} is {value!r}; it must be a whole number, {at_least} or more.")
+    small = at_least is not None and isinstance(value, numbers.Integral) and value < at_least
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or small:
+        raise RequestError(
+            f"{name} is {value!r}; it must be a whole number{'' if at_least is None else f', {at_least} or more'}."
+        )
     return int(value)
 
 
@@ -69,10 +91,14 @@ def frame_indices(request: Request, media: Media, *, clamp: bool = False) -> lis
 
     num_frames: evenly spaced from the first to the last frame of the range, both included, rounded to frames.
     fps: the frame on screen at start, start + 1/fps, ...: by time, so variable frame rates come out right.
-    `clamp` lets indices beyond the last frame through, for the caller to replace.
+    indices: those below 0 count from the end. at_seconds: the frames on screen then.
+    `clamp` lets indices beyond the file's frames through, for the caller to replace, and takes the last frame for
+    later times.
     """
     if request.indices is not None:
-        return list(request.indices) if clamp else _checked(request.indices, media)
+        return _numbered(request.indices, media, clamp)
+    if request.at_seconds is not None:
+        return _shown(request.at_seconds, media, clamp)
     first, last = _range(request, media)
     available = last - first + 1
     if request.num_frames is not None:
@@ -87,15 +113,27 @@ def frame_indices(request: Request, media: Media, *, clamp: bool = False) -> lis
     return list(range(first, last + 1))
 
 
-def _checked(indices: tuple[int, ...], media: Media) -> list[int]:
+def _numbered(indices: tuple[int, ...], media: Media, clamp: bool) -> list[int]:
     total = media.info.num_frames
-    beyond = [i for i in indices if i >= total]
-    if beyond:
+    beyond = [i for i in indices if not -total <= i < total]
+    if beyond and not clamp:
         raise RequestError(
             f"{media.info.name}: index {beyond[0]} was asked for, but the file has {total} frames; "
-            f"the last one has index {total - 1}."
+            f"the last one has index {total - 1}, or -1, the first one 0, or -{total}."
         )
-    return list(indices)
+    return [i + total if -total <= i < 0 else i for i in indices]
+
+
+def _shown(times: tuple[float, ...], media: Media, clamp: bool) -> list[int]:
+    """The frames on screen at these times."""
+    late = [time for time in times if time > media.info.duration_seconds + EPSILON]
+    if late and not clamp:
+        raise RequestError(
+            f"{media.info.name}: the frame at {late[0]:g} s was asked for, but the video runs from 0 s to "
+            f"{media.info.duration_seconds:g} s; choose times inside it."
+        )
+    found = np.searchsorted(media.seconds, np.array(times) + EPSILON, side="right") - 1
+    return [int(i) for i in found.clip(0, media.info.num_frames - 1)]
 
 
 def _range(request: Request, media: Media) -> tuple[int, int]:
@@ -113,6 +151,8 @@ def _range(request: Request, media: Media) -> tuple[int, int]:
     return first, last
 
 
+LEAST_FRAME_BYTES = 100
+"""What a frame to deliver takes at least, its number and time included."""
 EPSILON = 1e-6
 """Seconds; far below any frame duration, far above the rounding of a float."""
 
@@ -124,6 +164,8 @@ def _on_screen(request: Request, media: Media, first: int, last: int) -> list[in
     if request.end_seconds is not None:
         end = min(end, request.end_seconds)
     count = max(math.ceil((end - begin) * fps - EPSILON), 1)
+    media.source.limits.check_count(media.info.name, count)
+    media.source.limits.check_delivered(media.info.name, count * LEAST_FRAME_BYTES)
     times = begin + np.arange(count) / fps
     found = np.searchsorted(media.seconds, times + EPSILON, side="right") - 1
     return [int(i) for i in np.clip(found, first, last)]
