@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 from .decode.block import Mismatch
 from .decode.picture import INTERPOLATIONS
-from .errors import DecodeError, LimitError, ReadTimeoutError, RequestError
+from .errors import DecodeError, LimitError, QuickDecodeError, ReadTimeoutError, RequestError
 from .index.packets import Way
 from .index.probe import Media, inspect
 from .plan.sample import is_number, whole_number
 from .source.limits import DEFAULT_LIMITS, LESS, Limits
 from .source.source import Source, VideoSource, describe, resolve
 from .threads.cores import usable_cores
-from .threads.pool import Deadline, call
+from .threads.pool import Cancelled, Deadline, call
 
 ON_ERROR = ("raise", "nearest")
 
@@ -74,7 +74,7 @@ def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
 
 @contextmanager
 def in_time(source: VideoSource, options: Options) -> Iterator[None]:
-    """Turn a missed deadline into a ReadTimeoutError, and want of memory into a LimitError."""
+    """Turn a missed deadline into a ReadTimeoutError, want of memory into a LimitError; so every error is ours."""
     try:
         yield
     except ReadTimeoutError:
@@ -84,6 +84,8 @@ def in_time(source: VideoSource, options: Options) -> Iterator[None]:
             f"{describe(source)}: not read within timeout_seconds={options.deadline.seconds}; allow more time, ask "
             "for fewer frames, or check whether the file is damaged."
         ) from error
+    except Cancelled as error:
+        raise QuickDecodeError(f"{describe(source)}: given up, since the program is ending.") from error
     except MemoryError as error:
         raise LimitError(f"{describe(source)}: out of memory; {LESS}.") from error
 

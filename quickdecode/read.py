@@ -13,7 +13,7 @@ import torch
 from .decode.block import Mismatch
 from .decode.fill import Order, Whole, fill
 from .decode.kept import Decoders
-from .errors import LimitError
+from .errors import LimitError, QuickDecodeError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
@@ -153,9 +153,10 @@ def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[Decode
 
 def _given(answer: DecodedVideo | Exception | None) -> DecodedVideo:
     """Raises `answer` if it is an error."""
+    if answer is None:
+        raise QuickDecodeError("given up, since the program is ending.")
     if isinstance(answer, Exception):
         raise answer
-    assert answer is not None
     return answer
 
 
