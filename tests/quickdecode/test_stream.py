@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 
@@ -133,3 +135,57 @@ def test_a_timeout_counts_while_the_reader_waits(clip: Path) -> None:
     time.sleep(0.5)
     with pytest.raises(quickdecode.ReadTimeoutError, match=r"plain\.mp4"):
         list(late)
+
+
+def without_last_pictures(clip: Path, path: Path, count: int) -> Path:
+    """The clip, MPEG-4 part 2, its last pictures marked as not coded: the tables promise more than there is."""
+    content = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for place, size in places[-count:]:
+        content[place : place + size] = (b"\0\0\1\xb6\x50\xdf" + bytes(size))[:size]
+    path.write_bytes(content)
+    return path
+
+
+def test_a_file_with_fewer_frames_than_it_promises(clip_folder: Path, tmp_path: Path) -> None:
+    """The stream ends where the file does, instead of in "generator raised StopIteration"."""
+    path = without_last_pictures(build(clip_folder, "mpeg4.mp4"), tmp_path / "short.mp4", count=3)
+    whole = quickdecode.read_video(path)
+    fresh = shutil.copy(path, tmp_path / "again.mp4")
+    stream = quickdecode.stream_video(fresh, block_frames=16)
+    blocks = list(stream)
+    assert [index for block in blocks for index in block.indices] == whole.indices
+    assert torch.equal(torch.cat([block.frames for block in blocks]), whole.frames)
+    assert len(stream) == len(whole) < 60
+
+
+@pytest.mark.parametrize("block_frames", [1, 5, 60])
+def test_nearest_frames(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_frames: int) -> None:
+    """Also where what replaces a group of pictures does not fit into the buffer at once."""
+    monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
+    damaged = tmp_path / "damaged.mp4"
+    content = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for place, size in packets[26:33]:
+        content[place : place + size] = bytes(size)
+    damaged.write_bytes(content)
+    request = {"indices": [*range(20, 40), 40, 40, 99], "on_error": "nearest"}
+    whole = quickdecode.read_video(damaged, **request)
+    blocks = list(
+        quickdecode.stream_video(damaged, block_frames=block_frames, workers=3, timeout_seconds=60, **request)
+    )
+    assert whole.replaced.keys() > {99}
+    assert [index for block in blocks for index in block.indices] == whole.indices
+    assert torch.equal(torch.cat([block.frames for block in blocks]), whole.frames)
+    assert {asked: shown for block in blocks for asked, shown in block.replaced.items()} == whole.replaced
+    with pytest.raises(quickdecode.DecodeError, match="cannot decode frames"):
+        list(quickdecode.stream_video(damaged, block_frames=block_frames))
+
+
+def test_indices_from_the_end(clip: Path) -> None:
+    blocks = quickdecode.stream_video(clip, indices=[3, -2, -1], block_frames=2)
+    assert [index for block in blocks for index in block.indices] == [3, 58, 59]
+    with pytest.raises(quickdecode.RequestError, match="not in ascending order"):
+        quickdecode.stream_video(clip, indices=[-1, 3])
