@@ -1,137 +1,90 @@
 """Mutated files end in frames or in one of our errors, soon, and leave nothing behind.
 
-QUICKDECODE_FUZZ_FILES and QUICKDECODE_READS raise the numbers (2000 and 1000 for a thorough run).
+`python examples/benchmarks/fuzz.py` does the same with thousands; QUICKDECODE_READS raises the number of reads.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import random
 import resource
+import signal
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
-import av
 import pytest
 
 import quickdecode
-from tests.clips import ClipMaker
+from tests.quickdecode import fuzzing
+from tests.quickdecode.corpus import build
 
-FILES = int(os.environ.get("QUICKDECODE_FUZZ_FILES", "72"))
 READS = int(os.environ.get("QUICKDECODE_READS", "60"))
-SECONDS = 20.0
+FILES = len(fuzzing.SEEDS) * len(fuzzing.MUTATIONS)
+NAMES = ["plain.mp4", "h264.ts", "divx.avi", "hevc.mkv", "vp9.webm", "av1.mp4"]
 
-SEEDS: dict[str, dict[str, Any]] = {
-    "seed.mp4": {},
-    "seed.ts": {},
-    "seed.avi": {"codec": "mpeg4"},
-    "seed-hevc.mkv": {"codec": "libx265"},
-    "seed-vp9.webm": {"codec": "libvpx-vp9"},
-    "seed-av1.mp4": {"codec": "libsvtav1"},
-}
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
 
 
-def flip_bits(content: bytearray, chance: random.Random, _: bytes) -> bytearray:
-    for _ in range(chance.choice((1, 5, 50, 500))):
-        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    return content
+@NEEDS_PROC
+def test_mutated_files(tmp_path: Path) -> None:
+    """Each seed in each way, by processes with little memory; numbers beyond those of the long run."""
+    seeds = fuzzing.make_seeds(tmp_path)
+    outcomes = []
+    for number in range(FILES * 100, FILES * 101):
+        case = fuzzing.make_case(number, seeds, tmp_path)
+        outcomes.append(fuzzing.run(case))
+        case.path.unlink()
+    assert [fuzzing.as_row(outcome) for outcome in outcomes if not outcome.fine] == []
+    assert len({(outcome.seed, outcome.mutation) for outcome in outcomes}) == FILES
+    assert sum(outcome.kind == "frames" for outcome in outcomes) > FILES // 10
+    assert sum(outcome.kind == "error" for outcome in outcomes) > FILES // 10
 
 
-def flip_bits_of_the_header(content: bytearray, chance: random.Random, _: bytes) -> bytearray:
-    """Headers lie at either end of a file."""
-    for _ in range(chance.choice((1, 4, 16))):
-        place = chance.randrange(min(600, len(content)))
-        content[chance.choice((place, -1 - place))] ^= 1 << chance.randrange(8)
-    return content
+@NEEDS_PROC
+def test_what_must_not_be_is_noticed(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness sees crashes, hangs, foreign errors, threads, memory and wrong counts."""
+    case = fuzzing.Case(0, "seed", "none", "raise", "read_video", clip)
+    hog = [b""]
 
+    def leave_a_thread(_: object) -> None:
+        threading.Thread(target=threading.Event().wait, args=(9,), name="quickdecode-9", daemon=True).start()
+        raise quickdecode.SourceError(clip.name)
 
-def truncate(content: bytearray, chance: random.Random, _: bytes) -> bytearray:
-    return content[: chance.randrange(1, len(content))]
+    def take_memory(_: object) -> None:
+        hog[0] = bytes(bytearray(b"x" * (600 << 20)))
+        raise quickdecode.SourceError(clip.name)
 
+    def run(read: object) -> str:
+        monkeypatch.setattr(fuzzing, "_read", read)
+        return fuzzing.run(case).kind
 
-def cut_out(content: bytearray, chance: random.Random, _: bytes) -> bytearray:
-    start = chance.randrange(len(content))
-    del content[start : start + chance.randrange(1, 4000)]
-    return content or bytearray(b"\0")
-
-
-def blank(content: bytearray, chance: random.Random, _: bytes) -> bytearray:
-    start = chance.randrange(len(content))
-    size = min(chance.randrange(1, 4000), len(content) - start)
-    content[start : start + size] = bytes(size)
-    return content
-
-
-def splice(content: bytearray, chance: random.Random, other: bytes) -> bytearray:
-    """The beginning of one file and the rest of another."""
-    where = chance.randrange(1, min(len(content), len(other)))
-    return bytearray(other[:where]) + content[chance.choice((0, where)) :]
-
-
-MUTATIONS = (flip_bits, flip_bits_of_the_header, truncate, cut_out, blank, splice)
-
-
-def decodable(path: Path) -> int | None:
-    """How many frames a sequential decode yields; None if it ends in an error."""
-    try:
-        with av.open(str(path)) as container:
-            return sum(1 for _ in container.decode(video=0))
-    except (av.FFmpegError, IndexError, UnicodeDecodeError):
-        return None
-
-
-@pytest.fixture(scope="module")
-def seeds(make_clip: ClipMaker) -> list[Path]:
-    return [make_clip(name, frames=24, size=(48, 96), gop=6, **options) for name, options in SEEDS.items()]
-
-
-def test_mutated_files(seeds: list[Path], tmp_path: Path) -> None:
-    outcomes = {"frames": 0, "error": 0}
-    for number in range(FILES):
-        chance = random.Random(number)
-        seed, other = chance.sample(seeds, 2)
-        mutate = MUTATIONS[number % len(MUTATIONS)]
-        suffix = chance.choice((seed, other)).suffix
-        path = tmp_path / f"{number}-{mutate.__name__}-{seed.stem}{suffix}"
-        path.write_bytes(mutate(bytearray(seed.read_bytes()), chance, other.read_bytes()))
-        outcomes[_read(path, on_error=chance.choice(("raise", "nearest")))] += 1
-        path.unlink()
-    assert outcomes["frames"] > FILES // 10
-    assert outcomes["error"] > FILES // 10
-
-
-def _read(path: Path, on_error: str) -> str:
-    began = time.monotonic()
-    try:
-        video = quickdecode.read_video(path, on_error=on_error, timeout_seconds=SECONDS, workers=2)
-        assert len(video) == len(video.frames) == video.info.num_frames > 0
-        if on_error == "raise" and (expected := decodable(path)) is not None:
-            assert len(video) == expected, f"{path.name}: {len(video)} frames, a plain decode gives {expected}"
-        quickdecode.read_video(path, num_frames=1, on_error=on_error, timeout_seconds=SECONDS)
-        return "frames"
-    except quickdecode.QuickDecodeError as error:
-        assert path.name in str(error)
-        assert not isinstance(error, quickdecode.ReadTimeoutError), f"{path.name} takes too long"
-        return "error"
-    finally:
-        assert time.monotonic() - began < 2 * SECONDS + 5
+    assert fuzzing.run(case).kind == "frames"
+    assert run(lambda _: os.kill(os.getpid(), signal.SIGKILL)) == "crash"
+    assert run(lambda _: os._exit(0)) == "crash"
+    assert run(lambda _: 1 / 0) == "foreign"
+    assert run(leave_a_thread) == "thread"
+    assert run(take_memory) == "memory"
+    assert run(lambda _: (fuzzing.torch.Size((59, 3)), 59)) == "count"
+    monkeypatch.setattr(fuzzing, "SECONDS", 0.5)
+    monkeypatch.setattr(fuzzing, "SPARE_SECONDS", 0.0)
+    assert run(lambda _: threading.Event().wait(60)) == "hang"
 
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_many_reads_leave_nothing_behind(seeds: list[Path]) -> None:
-    broken = seeds[0].with_name("broken.mp4")
+@NEEDS_PROC
+def test_many_reads_leave_nothing_behind(clip_folder: Path, tmp_path: Path) -> None:
+    seeds = [build(clip_folder, name) for name in NAMES]
+    broken = tmp_path / "broken.mp4"
     broken.write_bytes(seeds[0].read_bytes()[:4000])
 
     def read(times: int) -> None:
         for turn in range(times):
             quickdecode.read_video(seeds[turn % len(seeds)], num_frames=4, size=(64, 128), workers=2)
+            with quickdecode.VideoReader(seeds[turn % len(seeds)], workers=2) as reader:
+                reader[[3, 40]]
             with pytest.raises(quickdecode.QuickDecodeError):
                 quickdecode.read_video(broken)
         gc.collect()
