@@ -13,6 +13,7 @@ Importing this package changes nothing outside it.
 
 from .errors import (
     DecodeError,
+    FrameIndexError,
     HostError,
     LimitError,
     QuickDecodeError,
@@ -34,6 +35,7 @@ __all__ = [
     "DecodeError",
     "DecodedVideo",
     "FrameBlock",
+    "FrameIndexError",
     "HostError",
     "LimitError",
     "Limits",

@@ -3,8 +3,9 @@
     QuickDecodeError
         SourceError      the file cannot be opened, or holds no video
         RequestError     the arguments ask for something the file does not have (also a ValueError)
+            FrameIndexError  a number of a frame that the file does not have (also an IndexError)
         DecodeError      a wanted frame cannot be decoded; names the file, the frame and its time
-        LimitError       the file is larger than the limits of the call
+        LimitError       the file, or what was asked of it, is larger than the limits of the call
         ReadTimeoutError the call took longer than its timeout_seconds (also a TimeoutError)
         HostError        register() does not find what it has to patch (also a RuntimeError)
 
@@ -31,12 +32,16 @@ class RequestError(QuickDecodeError, ValueError):
     """An argument is out of range for this video."""
 
 
+class FrameIndexError(RequestError, IndexError):
+    """The number of a frame is beyond those of this video."""
+
+
 class DecodeError(QuickDecodeError):
     """A frame that was asked for cannot be decoded from this file."""
 
 
 class LimitError(QuickDecodeError):
-    """The file exceeds a limit on frame size, frame count or duration."""
+    """The file, or what was asked of it, exceeds a limit, or the memory that is free."""
 
 
 class ReadTimeoutError(QuickDecodeError, TimeoutError):

@@ -70,8 +70,6 @@ class VideoReader:
             return self.read(indices=index).frames
         if getattr(index, "ndim", None) == 0:
             index = index.item()
-        if isinstance(index, int) and not isinstance(index, bool) and not -len(self) <= index < len(self):
-            raise IndexError(f"{self.info.name}: index {index}, but the file has {len(self)} frames.")
         return self.read(indices=[index]).frames[0]
 
     def __iter__(self) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import FrameIndexError, RequestError
 from ..index.probe import Media
 
 
@@ -117,7 +117,7 @@ def _numbered(indices: tuple[int, ...], media: Media, clamp: bool) -> list[int]:
     total = media.info.num_frames
     beyond = [i for i in indices if not -total <= i < total]
     if beyond and not clamp:
-        raise RequestError(
+        raise FrameIndexError(
             f"{media.info.name}: index {beyond[0]} was asked for, but the file has {total} frames; "
             f"the last one has index {total - 1}, or -1, the first one 0, or -{total}."
         )

@@ -84,7 +84,7 @@ class Source:
         What is found in a file depends on the frames that decoders refuse.
         """
         if self.web is not None and self.web.validator is not None:
-            return (*self.web.addresses, self.web.validator, self.web.size, self.stream, self.limits.frame_pixels)
+            return (self.web.addresses[-1], self.web.validator, self.web.size, self.stream, self.limits.frame_pixels)
         if self.path is None:
             return None
         try:

@@ -16,7 +16,8 @@ from ..errors import SourceError
 from .limits import Limits
 
 BOXES = frozenset(
-    b"ftyp styp moov moof mdat free skip wide hoov meta uuid sidx ssix mfra emsg prft pdin udta pnot junk trak".split()
+    b"ftyp styp moov moof mdat free skip wide hoov meta uuid sidx ssix mfra emsg prft pdin udta udat pnot junk trak "
+    b"pict ediw prfl".split()
 )
 PASSED_OVER = frozenset((b"mdat", b"free", b"skip", b"wide", b"sidx", b"mfra"))
 LARGEST_BYTES = 256 << 20

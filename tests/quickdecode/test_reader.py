@@ -80,12 +80,13 @@ def test_indexing_with_tensors(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        (60, IndexError, "index 60, but the file has 60 frames"),
+        (60, IndexError, "index 60 was asked for, but the file has 60 frames"),
         (-61, IndexError, "index -61"),
         (True, quickdecode.RequestError, "an index is True"),
         ("1", quickdecode.RequestError, "an index is '1'"),
         (1.5, quickdecode.RequestError, "an index is 1.5"),
         ([60], quickdecode.RequestError, "index 60"),
+        (60, quickdecode.FrameIndexError, "index 60"),
         (slice(9, 3), quickdecode.RequestError, "none of 60"),
         (torch.tensor([[1]]), quickdecode.RequestError, r"an index is \[1\]"),
         (torch.tensor([True]), quickdecode.RequestError, "an index is True"),
