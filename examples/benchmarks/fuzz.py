@@ -23,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.benchmarks.result_files import RESULTS, save
 from tests.quickdecode import fuzzing
+from tests.quickdecode.mutations import MUTATIONS
 
 FINE = ("frames", "error")
 
@@ -86,7 +87,7 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": {seed: dict(Counter(row["kind"] for row in rows if row["seed"] == seed)) for seed in fuzzing.SEEDS},
         "mutations": {
             mutate.__name__: dict(Counter(row["kind"] for row in rows if row["mutation"] == mutate.__name__))
-            for mutate in fuzzing.MUTATIONS
+            for mutate in MUTATIONS
         },
         "most_mib": max(rows, key=lambda row: row["peak_mib"], default={}),
         "slowest": max(rows, key=lambda row: row["seconds"], default={}),

@@ -17,9 +17,10 @@ import pytest
 import quickdecode
 from tests.quickdecode import fuzzing
 from tests.quickdecode.corpus import build
+from tests.quickdecode.mutations import MUTATIONS
 
 READS = int(os.environ.get("QUICKDECODE_READS", "60"))
-FILES = len(fuzzing.SEEDS) * len(fuzzing.MUTATIONS)
+FILES = len(fuzzing.SEEDS) * len(MUTATIONS)
 NAMES = ["plain.mp4", "h264.ts", "divx.avi", "hevc.mkv", "vp9.webm", "av1.mp4"]
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")

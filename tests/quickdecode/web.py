@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
+import pytest
+
+from tests.clips import write_clip
+
 Answer = Callable[[Any], None]
 
 
@@ -121,3 +126,21 @@ def dripping(content: bytes, *, stated: int | None = None) -> Answer:
 def silent(handler: Any) -> None:
     """Says nothing until the test ends."""
     handler.server_facts.end.wait(300)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Some megabytes, sixteen key frames."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    options = {"preset": "ultrafast", "qp": "16", "threads": "1"}
+    return write_clip(path, frames=160, size=(160, 256), gop=10, options=options, draw=noise).read_bytes()
+
+
+def noise(number: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)
