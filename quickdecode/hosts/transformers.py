@@ -23,7 +23,7 @@ from ..index.probe import Media
 from ..lazy.frames import read_or_stream
 from ..opening import Options
 from ..read import Choice
-from ..source.source import VideoSource
+from ..source.source import VideoSource, is_web
 from .replace import Replacements
 
 NAME = "quickdecode"
@@ -90,6 +90,8 @@ def _fetch_videos(utils: Any) -> Callable[..., Any]:
         """Read one video, or each of a (nested) list of them."""
         if isinstance(video_url_or_urls, list):
             return list(zip(*(self.fetch_videos(each, sample_indices_fn) for each in video_url_or_urls), strict=True))
+        if isinstance(video_url_or_urls, str) and is_web(video_url_or_urls) and "youtube.com/" not in video_url_or_urls:
+            return utils.VIDEO_DECODERS[NAME](video_url_or_urls, sample_indices_fn)  # it would download all of it
         return utils.load_video(video_url_or_urls, backend=NAME, sample_indices_fn=sample_indices_fn)
 
     return fetch_videos

@@ -124,10 +124,11 @@ def describe(source: VideoSource) -> str:
     if not isinstance(source, (str, os.PathLike)):
         return f"<{type(source).__name__}>"
     text = os.fspath(source)
-    return without_secrets(text) if _is_web(text) else short(text)
+    return without_secrets(text) if is_web(text) else short(text)
 
 
-def _is_web(text: str) -> bool:
+def is_web(text: str) -> bool:
+    """Whether `text` is an address from which resolve() would fetch."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
@@ -135,7 +136,7 @@ def _from_string(text: str, limits: Limits, stop: Stop) -> Source:
     scheme = text[:8].lower()
     if scheme.startswith("data:"):
         return _from_data_uri(text)
-    if _is_web(text):
+    if is_web(text):
         from .web import fetch
 
         fetched = fetch(text, limits, stop)

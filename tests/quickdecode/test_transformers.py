@@ -15,6 +15,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 import quickdecode
 from tests.clips import ClipMaker, read_number, sequential_rgb
+from tests.quickdecode.web import Server, parts
 
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "tiny-qwen2.5-vl"
 
@@ -53,6 +54,17 @@ def test_same_as_transformers_own_pyav_decoder(clip: Path) -> None:
     assert np.array_equal(ours.permute(0, 2, 3, 1), theirs)
     assert list(facts.frames_indices) == list(metadata.frames_indices)
     assert (facts.fps, facts.total_num_frames) == (metadata.fps, metadata.total_num_frames)
+
+
+def test_of_a_url_no_more_is_fetched_than_is_needed(server: Server, long_video: bytes, processor: Any) -> None:
+    """Not the whole file into memory, whatever its size, as load_video() would."""
+    server.answers["/long.mp4"] = parts(long_video)
+    frames, metadata = processor.video_processor.fetch_videos(
+        f"{server.address}/long.mp4", sample_indices_fn=lambda metadata, **_: [0, metadata.total_num_frames - 1]
+    )
+    assert torch.equal(frames, quickdecode.read_video(long_video, indices=[0, -1]).frames)
+    assert metadata.frames_indices == [0, 159]
+    assert server.sent < len(long_video) / 2
 
 
 def test_apply_chat_template_with_a_path(clip: Path, processor: Any) -> None:
