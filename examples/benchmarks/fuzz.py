@@ -37,8 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    rows = run(arguments)
-    summary = {"environment": environment(arguments), **summarised(rows)}
+    facts = environment(arguments)
+    summary = {"environment": facts, **summarised(run(arguments))}
     save(arguments.results, summary, page(summary))
     print(page(summary))
 

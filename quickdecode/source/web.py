@@ -87,7 +87,7 @@ class WebFile:
         return None if block < 0 else block * BLOCK
 
     def take(self, answer: httpx.Response, begin: int, end: int) -> None:
-        """Keep the bytes [begin, end) that `answer` brings; `begin` is the start of a block."""
+        """Keep what `answer` brings of the bytes [begin, end); `begin` is the start of a block."""
         place = begin
         for part in answer.iter_raw(BLOCK):
             part = part[: end - place]
@@ -97,8 +97,8 @@ class WebFile:
             done, place = place // BLOCK, place + len(part)
             whole = len(self._there) if place == self.size else place // BLOCK
             self._there[done:whole] = b"\1" * (whole - done)
-        if place < end:
-            raise httpx.RemoteProtocolError(f"{end - place:,} of {end - begin:,} bytes did not come")
+        if place < end and place // BLOCK == begin // BLOCK:  # a server may give less than it is asked for
+            raise httpx.RemoteProtocolError(f"{place - begin:,} of {end - begin:,} bytes came")
 
 
 class WebReader:
@@ -114,7 +114,7 @@ class WebReader:
         with in_our_words(self._file.name):
             while (begin := self._file.missing(at, count)) is not None:
                 self._amount = min(self._amount * 2, MOST_BYTES) if begin == self._next else LEAST_BYTES
-                end = min(begin + max(self._amount, at + count - begin), self.size)
+                end = min(-(-max(begin + self._amount, at + count) // BLOCK) * BLOCK, self.size)
                 first, second = self._file.addresses
                 if not self._fetched(first, begin, end):  # the connection or the address may be out of date
                     self._fetched(second, self._file.missing(begin, end - begin) or begin, end, last=True)

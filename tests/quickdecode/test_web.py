@@ -93,6 +93,15 @@ def test_a_part_that_breaks_off_is_asked_for_again(server: Server, long_video: b
     assert torch.equal(video.frames, quickdecode.read_video(long_video, num_frames=8).frames)
 
 
+def test_a_server_that_gives_less_than_it_is_asked_for(server: Server, long_video: bytes) -> None:
+    server.answers["/long.mp4"] = parts(long_video, most=70_000)
+    video = quickdecode.read_video(f"{server.address}/long.mp4", num_frames=4)
+    assert torch.equal(video.frames, quickdecode.read_video(long_video, num_frames=4).frames)
+    server.answers["/tiny.mp4"] = parts(long_video, most=9)
+    with pytest.raises(quickdecode.SourceError, match=r"tiny\.mp4: the download failed \(9 of 262,144 bytes came\)"):
+        quickdecode.read_video(f"{server.address}/tiny.mp4")
+
+
 def test_a_file_that_changes_while_it_is_read(server: Server, long_video: bytes) -> None:
     def answer(handler: Any) -> None:
         parts(long_video, tag='"one"' if handler.headers["Range"].startswith("bytes=0-") else '"other"')(handler)

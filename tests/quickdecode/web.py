@@ -86,13 +86,16 @@ def whole(content: bytes, *, stated: int | None = None) -> Answer:
     return answer
 
 
-def parts(content: bytes, *, tag: str = '"one"', broken_after: int | None = None) -> Answer:
-    """The part that is asked for; the connection breaks after so many bytes of an answer, the first time."""
+def parts(content: bytes, *, tag: str = '"one"', broken_after: int | None = None, most: int = 1 << 60) -> Answer:
+    """The part that is asked for, or its first `most` bytes.
+
+    The connection breaks after so many bytes of an answer, the first time.
+    """
     left = [1] if broken_after is not None else []
 
     def answer(handler: Any) -> None:
         first, last = handler.headers["Range"].removeprefix("bytes=").split("-")
-        begin, end = int(first), min(int(last) + 1, len(content))
+        begin, end = int(first), min(int(last) + 1, len(content), int(first) + most)
         if handler.headers.get("If-Range", tag) != tag:
             return whole(content)(handler)
         where = f"bytes {begin}-{end - 1}/{len(content)}"
