@@ -112,7 +112,7 @@ def _prompts(
         missing = int((row == host.video_token_id(core)).sum())
         while left and missing > 0:
             own.append(left.pop(0))
-            missing -= own[-1].num_tokens
+            missing -= own[-1].num_tokens + host.closing_placeholders
         prompts.append((row, own))
     return prompts
 
@@ -120,7 +120,8 @@ def _prompts(
 def _plan(
     host: Host, core: Any, config: QuickPrefillConfig, ids: torch.Tensor, grids: list[Grid], past: Sequence[int]
 ) -> Plan:
-    spans, geometry = find_videos(ids, host.video_token_id(core), grids), host.geometry(core)
+    spans = find_videos(ids, host.video_token_id(core), grids, host.closing_placeholders)
+    geometry = host.geometry(core)
     frames_per_slice, tail = host.frames_per_slice(core), spans[-1].stop if spans else 0
     config = fitted(geometry, config, spans, len(ids), frames_per_slice)
     return plan_row(

@@ -99,6 +99,8 @@ class Host(ABC):
     """The file of transformers that defines it."""
     head_name: ClassVar[str]
     core_name: ClassVar[str]
+    closing_placeholders: ClassVar[int] = 0
+    """Video placeholders behind a video's last slice that are no place of it; embed() gives them their vectors."""
 
     # Whose call it is
 

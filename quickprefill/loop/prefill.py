@@ -97,7 +97,8 @@ class _Prompt:
     ) -> None:
         self._host, self._core, self._row, self._recorder = host, core, row, recorder
         self._past, self._past_length = cache.layers, cache.get_seq_length()
-        self._spans = find_videos(row.ids, host.video_token_id(core), [video.grid for video in row.videos])
+        grids = [video.grid for video in row.videos]
+        self._spans = find_videos(row.ids, host.video_token_id(core), grids, host.closing_placeholders)
         self._tail = self._spans[-1].stop if self._spans else 0
         self._geometry = geometry
         self._text = TextEmbedder(host, core, row)

@@ -1,8 +1,8 @@
-"""PendingVideo: a tensor of a video's features that the vision tower has not made yet."""
+"""PendingVideo: a video's features that the vision tower has not made yet, a tensor; PendingVideos: several in one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.upload import Upload
 
-__all__ = ["Encode", "PendingVideo", "StreamedPixels"]
+__all__ = ["Encode", "PendingVideo", "PendingVideos", "StreamedPixels"]
 
 Encode = Callable[[torch.Tensor, int], torch.Tensor]
 """(pixel rows, number of slices) -> (N, C) features on the model's device."""
@@ -35,7 +35,36 @@ class StreamedPixels(Protocol):
         """Stop whatever makes the rows, until more of them are asked for."""
 
 
-class PendingVideo(torch.Tensor):
+class _Pending(torch.Tensor):
+    """A tensor of known shape, type and device that any operation but moving and copying makes."""
+
+    def features(self) -> torch.Tensor:
+        """The tensor itself."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself where nothing would change, as every tensor does."""
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if device in (None, self.device) and dtype in (None, self.dtype):
+            return self
+        return self.features().to(*args, **kwargs)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        if func is torch.ops.aten.stack.default and len(args) == 1 and _alike(args[0]):
+            return PendingVideos(args[0])
+        args, kwargs = tree_map_only(_Pending, lambda pending: pending.features(), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class PendingVideo(_Pending):
     """Stands where the host expects one video's features, (N, C): a tensor of known shape, type and device.
 
     Our prefill takes it slice by slice. Any operation on it as a tensor gets all features, encoded once as the stock
@@ -52,6 +81,7 @@ class PendingVideo(torch.Tensor):
     """Of the whole video, once somebody made them; shared by all levels."""
     _upload: Upload | None
     _columns: slice
+    _closing: torch.Tensor | None
 
     @staticmethod
     def __new__(
@@ -63,6 +93,7 @@ class PendingVideo(torch.Tensor):
         width: int,
         dtype: torch.dtype,
         device: torch.device,
+        closing: torch.Tensor | None = None,
     ) -> PendingVideo:
         """
         Args:
@@ -72,11 +103,12 @@ class PendingVideo(torch.Tensor):
             encode: makes the features of some slices.
             width: C.
             dtype, device: those of the features, and where StreamedPixels are to be made.
+            closing: (k, C) what the host expects behind the last slice, without a place in the video.
         """
-        shape = (grid.num_tokens, width)
+        shape = (grid.num_tokens + (0 if closing is None else len(closing)), width)
         video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         video.pixels, video.grid, video._encode = pixels, grid, encode
-        video._features, video._upload, video._columns = [], None, slice(0, width)
+        video._features, video._upload, video._columns, video._closing = [], None, slice(0, width), closing
         if device.type == "cuda" and pixels.device.type == "cpu" and not isinstance(pixels, StreamedPixels):
             video._upload = Upload(pixels, device)
         return video
@@ -113,7 +145,8 @@ class PendingVideo(torch.Tensor):
     def features(self) -> torch.Tensor:
         """Features of the whole video, (N, C), encoded once."""
         if not self._features:
-            self._features.append(self.encode(0, self.grid.slices).to(self.device, self.dtype))
+            parts = [self.encode(0, self.grid.slices), *([] if self._closing is None else [self._closing])]
+            self._features.append(torch.cat([part.to(self.device, self.dtype) for part in parts]))
         whole = self._features[0]
         return whole if whole.shape[1] == self.shape[1] else whole[:, self._columns]
 
@@ -133,21 +166,42 @@ class PendingVideo(torch.Tensor):
         if isinstance(self.pixels, StreamedPixels):
             self.pixels.close()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PendingVideo:
-        return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        """Itself where nothing would change, as every tensor does."""
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if device in (None, self.device) and dtype in (None, self.dtype):
-            return self
-        return self.features().to(*args, **kwargs)
+class PendingVideos(_Pending):
+    """Stands where the host expects the features of several videos of one size in one tensor, (V, N, C).
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    Taking videos out, repeating them, and stacking them again leave them pending; anything else gets all features.
+    """
 
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        if func is torch.ops.aten.detach.default:
-            return args[0]
-        args, kwargs = tree_map_only(PendingVideo, PendingVideo.features, (args, kwargs or {}))
-        return func(*args, **kwargs)
+    videos: tuple[PendingVideo, ...]
+
+    @staticmethod
+    def __new__(cls, videos: Sequence[PendingVideo]) -> PendingVideos:
+        shape, first = (len(videos), *videos[0].shape), videos[0]
+        whole: PendingVideos = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=first.dtype, device=first.device)
+        whole.videos = tuple(videos)
+        return whole
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"PendingVideos({list(self.videos)})"
+
+    def __iter__(self) -> Iterator[PendingVideo]:
+        return iter(self.videos)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and self.videos[index]:
+            return PendingVideos(self.videos[index])
+        return self.videos[index] if isinstance(index, int) else self.features()[index]
+
+    def repeat(self, *times: Any) -> Any:
+        """As torch.Tensor.repeat; pending where only the videos are repeated."""
+        number, *others = times[0] if isinstance(times[0], Sequence) else times
+        return PendingVideos(self.videos * number) if others == [1, 1] else self.features().repeat(*times)
+
+    def features(self) -> torch.Tensor:
+        """Features of all videos, (V, N, C), each encoded once."""
+        return torch.stack([video.features() for video in self.videos])
+
+
+def _alike(parts: Sequence[torch.Tensor]) -> bool:
+    return all(isinstance(part, PendingVideo) and part.shape == parts[0].shape for part in parts)

@@ -5,7 +5,8 @@
     groups    |-------------- group 0 --------| |- tail -|
 
 A column is a token's place in its prompt, without padding. A video's slices are runs of equal length; text may stand
-between them (timestamps, frame markers), and belongs to the group of the slice that follows.
+between them (timestamps, frame markers), and belongs to the group of the slice that follows. Some hosts close a video
+with placeholders that are no place of it (a newline); they are text like what follows them.
 """
 
 from __future__ import annotations
@@ -144,20 +145,23 @@ class VideoSpan:
         )
 
 
-def find_videos(ids: torch.Tensor, video_token_id: int, grids: Sequence[Grid]) -> list[VideoSpan]:
+def find_videos(ids: torch.Tensor, video_token_id: int, grids: Sequence[Grid], closing: int = 0) -> list[VideoSpan]:
     """The videos of one prompt, from its token ids (S,) on the CPU, no padding.
+
+    Args:
+        closing: placeholders behind each video's last slice that are no place of it.
 
     Raises:
         InputError: the placeholders do not match the grids.
     """
     columns = (ids == video_token_id).nonzero()[:, 0]
-    expected = sum(grid.num_tokens for grid in grids)
+    expected = sum(grid.num_tokens + closing for grid in grids)
     if len(columns) != expected:
         shapes = [(grid.slices, grid.height, grid.width) for grid in grids]
         raise InputError(
             f"the prompt holds {len(columns)} video placeholder tokens, but its {len(grids)} video(s) with merged "
-            f"grids (slices, rows, columns) {shapes} need {expected}; pass input_ids, pixel_values_videos and "
-            "video_grid_thw from one processor call, and do not truncate input_ids"
+            f"grids (slices, rows, columns) {shapes} need {expected}; pass input_ids and pixels from one processor "
+            "call, and do not truncate input_ids"
         )
     spans: list[VideoSpan] = []
     start = taken = 0
@@ -170,7 +174,7 @@ def find_videos(ids: torch.Tensor, video_token_id: int, grids: Sequence[Grid]) -
                 f"not consecutive in the prompt; other tokens stand between them from column "
                 f"{int(own[int(broken[0]), 0])} on"
             )
-        taken += grid.num_tokens
+        taken += grid.num_tokens + closing
         spans.append(VideoSpan(index, start, grid, own[:, 0].tolist()))
         start = spans[-1].stop
     return spans

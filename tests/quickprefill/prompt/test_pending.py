@@ -4,11 +4,11 @@ import copy
 
 import torch
 
-from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.pending import PendingVideo, PendingVideos
 from quickprefill.prompt.spans import Grid
 
 
-def pending(slices=3):
+def pending(slices=3, closing=None):
     calls = []
 
     def encode(rows, count):
@@ -17,7 +17,8 @@ def pending(slices=3):
 
     pixels = torch.arange(slices * 4 * 4, dtype=torch.float32).view(slices * 4, 4)
     device = torch.device("cpu")
-    return PendingVideo(pixels, Grid(slices, 1, 2), encode, width=4, dtype=torch.float32, device=device), calls
+    options = {"width": 4, "dtype": torch.float32, "device": device, "closing": closing}
+    return PendingVideo(pixels, Grid(slices, 1, 2), encode, **options), calls
 
 
 def test_slices_are_encoded_when_asked_for():
@@ -84,3 +85,38 @@ def test_levels_are_columns_of_the_same_rows():
     assert torch.equal(second + 0, pixels + 200)
     assert torch.equal(video + 0, pixels)
     assert calls == [1, 3], "the whole video is encoded once for all levels"
+
+
+def test_what_closes_a_video_stands_behind_its_features():
+    video, calls = pending(closing=torch.full((1, 4), 7.0))
+    assert (video.shape, calls) == ((7, 4), [])
+    assert torch.equal(video[:6], video.encode(0, 3))
+    assert torch.equal(video[6:], torch.full((1, 4), 7.0))
+
+
+def test_several_videos_in_one_tensor_are_taken_out_repeated_and_stacked_without_encoding_them():
+    """What generate() does to them for beams."""
+    (one, calls), (two, more) = pending(), pending()
+    both = PendingVideos([one, two])
+    assert isinstance(both, torch.Tensor)
+    assert (both.shape, len(both), both.ndim) == ((2, 6, 4), 2, 3)
+    repeated = [video for part in (both[0:1], both[1:]) for video in part.repeat((3,) + (1,) * (part.ndim - 1))]
+    stacked = torch.stack(repeated, dim=0)
+    assert isinstance(stacked, PendingVideos)
+    assert stacked.videos == (one, one, one, two, two, two)
+    assert both[1] is two
+    assert both.to("cpu", torch.float32) is both
+    assert copy.deepcopy(both) is both
+    assert (calls, more) == ([], [])
+
+
+def test_anything_else_makes_all_of_several_videos():
+    (one, calls), (two, more) = pending(), pending()
+    both, features = PendingVideos([one, two]), torch.stack([one.features(), two.features()])
+    assert torch.equal(both.flatten(0, 1), features.flatten(0, 1))
+    assert torch.equal(torch.cat([video.reshape(-1, 4) for video in both])[[0, 7]], features.view(-1, 4)[[0, 7]])
+    assert torch.equal(both[:, 1:3], features[:, 1:3])
+    assert torch.equal(both.repeat(1, 2, 1), features.repeat(1, 2, 1))
+    assert torch.equal(torch.stack([one, features[1]]), features)
+    assert both.to(torch.float64).dtype == torch.float64
+    assert len(calls) == len(more) == 1, "encoded once"

@@ -9,8 +9,8 @@ from quickprefill.prompt.spans import Grid, find_videos
 V = 99
 
 
-def videos(ids, *grids):
-    return find_videos(torch.tensor(ids), V, grids)
+def videos(ids, *grids, closing=0):
+    return find_videos(torch.tensor(ids), V, grids, closing)
 
 
 def groups(spans, slices):
@@ -57,6 +57,14 @@ def test_groups_never_straddle_videos():
 def test_videos_side_by_side():
     spans = videos([V] * 4, Grid(1, 1, 2), Grid(1, 2, 1))
     assert [(group.video_start, group.stop, group.video) for group in groups(spans, 4)] == [(0, 2, 0), (2, 4, 1)]
+
+
+def test_placeholders_that_close_a_video_are_text_behind_it():
+    spans = videos([1, *[V] * 5, *[V] * 3, 2], Grid(2, 1, 2), Grid(1, 1, 2), closing=1)
+    assert [(span.start, span.stop, list(span.slice_columns)) for span in spans] == [(0, 5, [1, 3]), (5, 8, [6])]
+    assert [group.text_columns().tolist() for group in groups(spans, 2)] == [[0], [5]]
+    with pytest.raises(InputError, match="holds 5 video placeholder tokens.*need 6"):
+        videos([V] * 5, Grid(5, 1, 1), closing=1)
 
 
 def test_no_video():
