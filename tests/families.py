@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 
+import quickprefill
+from quickprefill.hosts import versions
+from quickprefill.prompt.spans import Grid
+from tests import frame_families
 from tests.tiny import FIRST_WORD, IMAGE, MERGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip, lay_out, tiny_model
 
 TEXT = {
@@ -31,12 +36,20 @@ IDS = {
 }
 
 
+ENCODES_FIRST = hasattr(transformers.GenerationMixin, versions.ENCODES_FIRST)
+"""Whether generate() encodes pictures and videos before the first forward."""
+
+
 @dataclass(frozen=True)
 class Built:
     """How to build a family's model, and what its prompts look like."""
 
     model: Callable[..., Any]
-    patch_values: int
+    patch_values: int = 0
+    inputs: Callable[..., dict[str, torch.Tensor]] | None = None
+    """What lays prompts out, if it is the family's own processor."""
+    whole_beams: bool = True
+    """Whether beams repeat whole prompts; LLaVA up to 5.17 repeats each video by itself."""
     seconds: bool = False
     """Whether the processor gives second_per_grid_ts."""
     timestamps: bool = False
@@ -98,16 +111,27 @@ def qwen3_vl_moe(attention: str = "sdpa") -> Any:
     )
 
 
+def frames_model(config: Callable[[], Any], head: str) -> Callable[..., Any]:
+    """Builds a model of tests/frame_families.py."""
+    return lambda attention="sdpa": random_model(config(), getattr(transformers, head), attention)
+
+
 FAMILIES = {
     "qwen2_5_vl": Built(tiny_model, patch_values=96, seconds=True),
     "qwen2_vl": Built(qwen2_vl, patch_values=96),
     "qwen3_vl": Built(qwen3_vl, patch_values=96, timestamps=True),
     "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, timestamps=True),
+    **{
+        family: Built(frames_model(config, head), inputs=inputs, whole_beams=ENCODES_FIRST)
+        for family, (config, head, inputs) in frame_families.FAMILIES.items()
+    },
 }
 
 
 def build_inputs(family: str, *prompts: list[int | Clip], seed: int = 1) -> dict[str, torch.Tensor]:
-    """What the family's processor would give for a batch of prompts, padded on the left."""
+    """What the family's processor gives, or would give, for a batch of prompts, padded on the left."""
+    if FAMILIES[family].inputs is not None:
+        return FAMILIES[family].inputs(*prompts, seed=seed)
     built, generator = FAMILIES[family], torch.Generator().manual_seed(seed)
     rows, pixels, grids = [], {True: [], False: []}, {True: [], False: []}
 
@@ -134,3 +158,18 @@ def build_inputs(family: str, *prompts: list[int | Clip], seed: int = 1) -> dict
     if built.seconds and grids[False]:
         inputs["second_per_grid_ts"] = torch.ones(len(grids[False]))
     return inputs
+
+
+def grids(family: str, model: Any, inputs: dict[str, torch.Tensor]) -> list[Grid]:
+    """The merged grids of the videos of a call."""
+    return quickprefill.FAMILIES[family].grids(model.model, inputs)
+
+
+def places(family: str, model: Any, ids: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
+    """(N,) columns of the places of a prompt's videos, in order."""
+    host = quickprefill.FAMILIES[family]
+    named = host.named(model.model, ids)
+    columns = (named == host.video_token_id(model.model)).nonzero()[:, 0]
+    sizes = [grid.num_tokens + host.closing_placeholders for grid in grids]
+    parts = zip(columns.split(sizes), grids, strict=True)
+    return torch.cat([part[: grid.num_tokens] for part, grid in parts])

@@ -15,15 +15,16 @@ import torch
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from quickprefill.prompt.spans import Grid
+
 _NAME = "masked_reference"
 
 
-def layer_masks(ids: torch.Tensor, video_token: int, report: Any, grids: list[tuple[int, int, int]]) -> torch.Tensor:
-    """(layers, S, S) bool: which keys each query sees, for one prompt; grids are merged (slices, rows, columns)."""
-    video = (ids == video_token).nonzero()[:, 0]
+def layer_masks(length: int, video: torch.Tensor, report: Any, grids: list[Grid]) -> torch.Tensor:
+    """(layers, S, S) bool: which keys each query sees, for one prompt of S tokens with videos at columns `video`."""
     kept = [one for one in report.kept_places if one.stage == "score"]
-    layers, length = 1 + max(one.layer for one in kept), len(ids)
-    starts = [sum(t * h * w for t, h, w in grids[:index]) for index in range(len(grids))]
+    layers = 1 + max(one.layer for one in kept)
+    starts = [sum(grid.num_tokens for grid in grids[:index]) for index in range(len(grids))]
     masks = torch.ones(layers, length, length, dtype=torch.bool).tril()
     for one in kept:
         slices, rows, columns = one.grid

@@ -26,8 +26,10 @@ def feature_bytes(geometry: Geometry, num_tokens: int) -> int:
 
 def tower_bytes(geometry: Geometry, grid: Grid) -> int:
     """The vision tower, fed the slices of `grid`."""
+    if geometry.vision_pictures:
+        return _patches(geometry, grid.num_tokens) * (_picture_bytes(geometry, grid) + _pixel_bytes(geometry))
     size, width, narrow = geometry.dtype.itemsize, geometry.vision_hidden, geometry.dtype != torch.float32
-    patches = grid.num_tokens * geometry.patches_per_token
+    patches = _patches(geometry, grid.num_tokens)
     # A block's input and its norm, then queries, keys and values in one; later the residual and its norm.
     projected, residual = 5 * width, 3 * width
     # The keys' turn, in float32: turned queries; of the keys the part by cosine, the turned halves and theirs by sine.
@@ -38,7 +40,7 @@ def tower_bytes(geometry: Geometry, grid: Grid) -> int:
     rotary = 2 * _FLOAT32 * width // geometry.vision_heads  # cosines and sines
     most = patches * max(turning, attending, mlp)
     if geometry.vision_eager:
-        segment = grid.slice_tokens * geometry.patches_per_token
+        segment = _patches(geometry, grid.slice_tokens)
         maps = geometry.vision_heads * segment**2 * _eager_map_bytes(geometry)
         most = max(most, maps + patches * size * (projected + 2 * width) + (patches - segment) * size * width)
     table = _FLOAT32 * width * geometry.vision_table
@@ -50,7 +52,7 @@ def upload_bytes(geometry: Geometry, num_tokens: int) -> int:
     """Pixels of a later pass through the tower, on their way to a GPU ahead of their turn."""
     if geometry.vision_device.type != "cuda":
         return 0
-    return num_tokens * geometry.patches_per_token * geometry.patch_values * _FLOAT32
+    return _patches(geometry, num_tokens) * geometry.patch_values * _FLOAT32
 
 
 def layer_bytes(geometry: Geometry, device: torch.device, rows: int, prefix: int) -> int:
@@ -120,6 +122,24 @@ def _eager_map_bytes(geometry: Geometry) -> int:
     """Bytes of one number of eager attention's maps: before and after a step, or as they are, in float32, softmaxed."""
     size = geometry.dtype.itemsize
     return 2 * size if geometry.dtype == torch.float32 else size + 2 * _FLOAT32
+
+
+def _patches(geometry: Geometry, num_tokens: int) -> int:
+    return round(num_tokens * geometry.patches_per_token)
+
+
+def _picture_bytes(geometry: Geometry, grid: Grid) -> int:
+    """Bytes a patch of a tower that sees the slices as pictures: its embeddings are held until its last layer."""
+    size, width = geometry.dtype.itemsize, geometry.vision_hidden
+    # Embeddings, a block's input and its norm; queries, keys and values; the output, as it is made and laid out.
+    attending = size * 8 * width
+    mlp = size * (4 * width + geometry.vision_mlp_tensors * geometry.vision_mlp)
+    projecting = size * (2 * width + geometry.vision_projected)  # a hidden state, before and after its norm
+    if geometry.vision_eager:
+        row = geometry.vision_heads * _patches(geometry, grid.slice_tokens)
+        # Queries and keys as they are multiplied; or both of a step's maps, those of all pictures at once.
+        attending += max(size * row, _eager_map_bytes(geometry) * row - size * 2 * width)
+    return max(attending, mlp, projecting) + size * width * geometry.vision_states
 
 
 def _pixel_bytes(geometry: Geometry) -> int:

@@ -34,8 +34,8 @@ class Geometry:
     """How many tensors of that width its MLP holds at once: gate, up and their product, or steps of the activation."""
     vision_window: int
     """Tokens along a side of the tower's windows; 0: it has none."""
-    patches_per_token: int
-    """Patches of the vision tower that merge into one token."""
+    patches_per_token: float
+    """Patches of the vision tower that merge into one token; not whole where they are resized."""
     patch_values: int
     """Numbers in a patch."""
     dtype: torch.dtype
@@ -48,6 +48,12 @@ class Geometry:
     """Whether the tower's are."""
     vision_table: bool = False
     """Whether the tower adds positions from a learned table, which it keeps in float32."""
+    vision_pictures: bool = False
+    """Whether it sees slices as pictures of one batch, without turning queries and keys by position."""
+    vision_states: int = 0
+    """States behind earlier layers that it keeps until its last."""
+    vision_projected: int = 0
+    """Numbers a patch that what follows the tower holds at once, where it works on patches before they merge."""
     levels: int = 0
     """Features for later layers that ride behind an embedding, each as wide as it."""
 
@@ -117,7 +123,7 @@ class Host(ABC):
         """Methods of the head to wrap besides forward(): name -> function(stock method, head, *args, **kwargs)."""
 
     @abstractmethod
-    def has_video(self, call: Mapping[str, Any]) -> bool:
+    def has_video(self, core: Any, call: Mapping[str, Any]) -> bool:
         """Whether a core's forward() call, as a dict of its arguments, brings a video."""
 
     @abstractmethod

@@ -29,7 +29,7 @@ _PRUNABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 class TransformersHost(Host):
-    """A host whose core has `language_model` with `layers`, `norm` and `rotary_emb`."""
+    """A host whose core has a decoder() with `layers`, `norm` and `rotary_emb`."""
 
     tested = versions.TESTED
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
@@ -43,9 +43,17 @@ class TransformersHost(Host):
     def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
         """Features of the images of a call that brings raw pixels, as get_image_features() returns them."""
 
-    @abstractmethod
+    def decoder(self, core: Any) -> Any:
+        """The model of text inside the core."""
+        return core.language_model
+
     def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
-        """The host's own positions for all columns of a call, (P, B, S)."""
+        """The host's own positions for all columns of a call, (P, B, S): here those of text, P = 1."""
+        ids, past, positions = call["input_ids"], versions.cache_of(call), call.get("position_ids")
+        if positions is None:
+            start = 0 if past is None else past.get_seq_length()
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+        return positions.expand(ids.shape)[None]
 
     # Whose call it is
 
@@ -87,7 +95,7 @@ class TransformersHost(Host):
 
         return BaseModelOutputWithPooling(pooler_output=videos)
 
-    def has_video(self, call: Mapping[str, Any]) -> bool:
+    def has_video(self, core: Any, call: Mapping[str, Any]) -> bool:
         return call.get(self.video_inputs[0]) is not None or _encoded(call, "video") is not None
 
     def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
@@ -131,7 +139,7 @@ class TransformersHost(Host):
     # How it computes
 
     def attention_config(self, core: Any) -> Any:
-        return core.language_model.config
+        return self.decoder(core).config
 
     def new_layers(self, core: Any) -> list[Any]:
         layers: list[Any] = versions.new_cache(self.attention_config(core)).layers
@@ -152,7 +160,8 @@ class TransformersHost(Host):
         return embeds.masked_scatter(image_mask, images.to(embeds.device, embeds.dtype))
 
     def rotary(self, core: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
-        return core.language_model.rotary_emb(hidden, positions[:, None].to(hidden.device))
+        positions = positions.to(hidden.device)
+        return self.decoder(core).rotary_emb(hidden, positions if len(positions) == 1 else positions[:, None])
 
     def take_rotary(self, rotary: Any, rows: torch.Tensor) -> Any:
         return tuple(part.index_select(-2, rows.to(part.device)) for part in rotary)
@@ -162,7 +171,7 @@ class TransformersHost(Host):
         return torch.ones_like(cos), torch.zeros_like(sin)
 
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
-        output = core.language_model.layers[index](
+        output = self.decoder(core).layers[index](
             hidden,
             attention_mask=None,
             position_embeddings=rotary,
@@ -173,7 +182,7 @@ class TransformersHost(Host):
         return versions.first_tensor(output)
 
     def attention(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> None:
-        layer = core.language_model.layers[index]
+        layer = self.decoder(core).layers[index]
         layer.self_attn(
             hidden_states=layer.input_layernorm(hidden.to(execution_device(layer.input_layernorm))),
             attention_mask=None,
@@ -188,7 +197,7 @@ class TransformersHost(Host):
             or module._forward_pre_hooks
             or "forward" in vars(module)
             or getattr(module, "_compiled_call_impl", None) is not None
-            for module in core.language_model.layers[index].modules()
+            for module in self.decoder(core).layers[index].modules()
         )
 
     @contextlib.contextmanager
@@ -200,14 +209,14 @@ class TransformersHost(Host):
             if threading.get_ident() == mine:  # other threads may use the model too
                 seen.append(args[0])
 
-        hook = core.language_model.layers[index].post_attention_layernorm.register_forward_pre_hook(watch)
+        hook = self.decoder(core).layers[index].post_attention_layernorm.register_forward_pre_hook(watch)
         try:
             yield seen
         finally:
             hook.remove()
 
     def norm(self, core: Any, hidden: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = core.language_model.norm(hidden)
+        output: torch.Tensor = self.decoder(core).norm(hidden)
         return output
 
     def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:

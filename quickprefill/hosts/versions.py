@@ -18,6 +18,7 @@ __all__ = [
     "core_output",
     "defined",
     "first_tensor",
+    "keeps_states",
     "known_arguments",
     "module_of",
     "new_cache",
@@ -52,6 +53,11 @@ def module_of(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         return None
+
+
+def keeps_states() -> bool:
+    """Whether a tower that is asked for the states behind one of its layers keeps those behind all, as it once did."""
+    return not hasattr(module_of("transformers.utils.output_capturing"), "select_hidden_states")
 
 
 def new_cache(config: Any) -> Any:

@@ -102,7 +102,7 @@ class Calls:
             _request.reset(token)
 
     def _is_ours(self, core: Any, call: dict[str, Any], request: _Request) -> bool:
-        if not self.host.has_video(call) or _is_left(core) or _is_inert(core, call, request):
+        if not self.host.has_video(core, call) or _is_left(core) or _is_inert(core, call, request):
             return False
         reason = _machinery_reason(core, call) or self.host.stock_reason(core, call) or self._layers_reason(core, call)
         if reason is not None and reason not in self._warned:

@@ -1,0 +1,80 @@
+"""What hosts share whose tower sees each frame as a picture of its own: a slice is one frame, a square of tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from quickprefill.attention.interface import host_implementation
+from quickprefill.hosts import versions
+from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.transformers import TransformersHost
+
+__all__ = ["FramesHost", "patches_along"]
+
+
+class FramesHost(TransformersHost):
+    """A host with a tower like CLIP's or SigLIP's, and positions of text."""
+
+    vision_mlp_tensors: ClassVar[int] = 2
+    """As in Geometry; CLIP's activation takes three."""
+    class_tokens: ClassVar[int] = 0
+    """Tokens that the tower has beside a frame's patches."""
+
+    @abstractmethod
+    def side(self, core: Any) -> int:
+        """Tokens along a side of a frame."""
+
+    def tower(self, core: Any) -> Any:
+        """The vision tower."""
+        return core.vision_tower
+
+    def states(self, core: Any) -> int:
+        """States behind earlier layers that the tower keeps until its last."""
+        return max(core.config.vision_config.num_hidden_layers - 2, 0) if versions.keeps_states() else 0
+
+    def projected(self, core: Any) -> int:
+        """Numbers a patch that what follows the tower holds at once, if it works on patches before they are merged."""
+        return 0
+
+    def frames_per_slice(self, core: Any) -> int:
+        return 1
+
+    def geometry(self, core: Any) -> Geometry:
+        text, vision, decoder = core.config.get_text_config(), core.config.vision_config, self.decoder(core)
+        tower = self.tower(core)
+        return Geometry(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            mlp=text.intermediate_size,
+            vision_layers=vision.num_hidden_layers,
+            vision_hidden=vision.hidden_size,
+            vision_heads=vision.num_attention_heads,
+            vision_mlp=vision.intermediate_size,
+            vision_mlp_tensors=self.vision_mlp_tensors,
+            vision_window=0,
+            vision_pictures=True,
+            vision_states=self.states(core),
+            vision_projected=self.projected(core),
+            patches_per_token=(patches_along(vision) ** 2 + self.class_tokens) / self.side(core) ** 2,
+            patch_values=vision.num_channels * _number(vision.patch_size) ** 2,
+            dtype=core.dtype,
+            devices=layer_devices(decoder.layers),
+            vision_device=execution_device(tower),
+            eager=host_implementation(self.attention_config(core)) == "eager",
+            vision_eager=host_implementation(tower.config) == "eager",
+        )
+
+
+def patches_along(vision: Any) -> int:
+    """Patches along a side of a frame, from the tower's config."""
+    return _number(vision.image_size) // _number(vision.patch_size)
+
+
+def _number(size: Any) -> int:
+    """A size of a square, which some configs give for both sides."""
+    return int(size if isinstance(size, int) else size[0])

@@ -1,0 +1,150 @@
+"""Tiny models of families whose tower sees each frame as a picture, and their real processors with small tokenizers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.tiny import FIRST_WORD, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip
+
+PATCH = 4
+"""Pixels along a side of a patch."""
+ODD, EVEN = 5 * PATCH, 6 * PATCH
+"""Pixels along a side of a frame; LLaVA-OneVision has an odd number of patches there (27), the others an even one."""
+TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": PAD,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": PATCH,
+}
+LLAVA = {"image_token_index": IMAGE, "video_token_index": VIDEO}
+
+
+def pinpoints(side: int) -> list[list[int]]:
+    """Sizes to which an image may be brought before it is cut into tiles."""
+    return [[side, side], [side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+
+
+def tokenizer(**names: str) -> Any:
+    """Words of the tiny vocabulary, each a token of its own, and the special tokens of a chat."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"<pad>": PAD, "<|im_start|>": VISION_START, "<|im_end|>": VISION_END, "<image>": IMAGE, "<video>": VIDEO}
+    vocabulary = special | {f"w{index}": index for index in range(FIRST_WORD, VOCAB)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=f"w{FIRST_WORD}"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        additional_special_tokens=list(special)[1:],
+        padding_side="left",
+        **names,
+    )
+
+
+@functools.cache
+def llava_onevision_processor() -> Any:
+    from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
+
+    size = {"size": {"height": ODD, "width": ODD}}
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(**size, image_grid_pinpoints=pinpoints(ODD)),
+        tokenizer(),
+        LlavaOnevisionVideoProcessor(**size),
+        num_image_tokens=(ODD // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+    )
+
+
+def llava_onevision_config() -> Any:
+    from transformers import LlavaOnevisionConfig
+
+    vision = {"model_type": "siglip_vision_model", "vision_use_head": False, "image_size": ODD, **VISION}
+    return LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **TEXT},
+        vision_config=vision,
+        image_grid_pinpoints=pinpoints(ODD),
+        **LLAVA,
+    )
+
+
+@functools.cache
+def llava_next_video_processor() -> Any:
+    from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
+
+    size = {"size": {"shortest_edge": EVEN}, "crop_size": {"height": EVEN, "width": EVEN}}
+    return LlavaNextVideoProcessor(
+        LlavaNextVideoVideoProcessor(**size),
+        LlavaNextImageProcessor(**size, image_grid_pinpoints=pinpoints(EVEN)),
+        tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def llava_next_video_config() -> Any:
+    from transformers import LlavaNextVideoConfig
+
+    vision = {"model_type": "clip_vision_model", "image_size": EVEN, **VISION}
+    return LlavaNextVideoConfig(
+        text_config={"model_type": "llama", **TEXT},
+        vision_config=vision,
+        image_grid_pinpoints=pinpoints(EVEN),
+        **LLAVA,
+    )
+
+
+def processed(made: Callable[[], Any], *prompts: list[int | Clip], seed: int = 1) -> dict[str, torch.Tensor]:
+    """A batch of prompts as the processor gives them. All videos have as many frames as the first."""
+    processor, generator = made(), torch.Generator().manual_seed(seed)
+    clips = [part for parts in prompts for part in parts if isinstance(part, Clip)]
+    frames = next((clip.grid[0] for clip in clips if not clip.image), 0)
+
+    def pixels(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*shape, 3, EVEN, EVEN), generator=generator, dtype=torch.uint8)
+
+    def said(part: int | Clip) -> str:
+        if isinstance(part, int):
+            return " ".join(f"w{index}" for index in torch.randint(FIRST_WORD, VOCAB, (part,), generator=generator))
+        return processor.image_token if part.image else processor.video_token
+
+    texts = [" ".join(map(said, parts)) for parts in prompts]
+    given = {
+        "images": [pixels() for clip in clips if clip.image] or None,
+        "videos": [pixels(frames) for clip in clips if not clip.image] or None,
+    }
+    inputs = processor(text=texts, padding=True, return_tensors="pt", **given)
+    return dict(inputs)
+
+
+FAMILIES = {
+    "llava_next_video": (
+        llava_next_video_config,
+        "LlavaNextVideoForConditionalGeneration",
+        functools.partial(processed, llava_next_video_processor),
+    ),
+    "llava_onevision": (
+        llava_onevision_config,
+        "LlavaOnevisionForConditionalGeneration",
+        functools.partial(processed, llava_onevision_processor),
+    ),
+}
+"""Family -> its tiny config, the model's class, and what lays prompts out."""
