@@ -33,6 +33,22 @@ VISION = {
     "num_attention_heads": 2,
     "patch_size": PATCH,
 }
+LLAVA_ONEVISION_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}\n{{ part['text'] }}{% else %}<{{ part['type'] }}>{% endif %}"
+    "{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""After https://huggingface.co/docs/transformers/model_doc/llava_onevision, "Usage tips": the prompt of its chats."""
+LLAVA_NEXT_VIDEO_CHAT = (
+    "{% for message in messages %}{{ message['role'] | upper }}: "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}\n{{ part['text'] }}{% else %}<{{ part['type'] }}>{% endif %}"
+    "{% endfor %} {% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""After https://huggingface.co/docs/transformers/model_doc/llava_next_video, "Usage tips": the prompt of Vicuna."""
 LLAVA = {"image_token_index": IMAGE, "video_token_index": VIDEO}
 
 
@@ -70,6 +86,7 @@ def llava_onevision_processor() -> Any:
         LlavaOnevisionVideoProcessor(**size),
         num_image_tokens=(ODD // PATCH) ** 2,
         vision_feature_select_strategy="full",
+        chat_template=LLAVA_ONEVISION_CHAT,
     )
 
 
@@ -97,6 +114,7 @@ def llava_next_video_processor() -> Any:
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
+        chat_template=LLAVA_NEXT_VIDEO_CHAT,
     )
 
 
@@ -135,6 +153,8 @@ def processed(made: Callable[[], Any], *prompts: list[int | Clip], seed: int = 1
     return dict(inputs)
 
 
+CHATS = {"llava_next_video": llava_next_video_processor, "llava_onevision": llava_onevision_processor}
+"""Family -> its processor, which has a chat template."""
 FAMILIES = {
     "llava_next_video": (
         llava_next_video_config,
