@@ -50,6 +50,8 @@ class Built:
     """What lays prompts out, if it is the family's own processor."""
     whole_beams: bool = True
     """Whether beams repeat whole prompts; LLaVA up to 5.17 repeats each video by itself."""
+    mixes: bool = True
+    """Whether the stock model takes images beside a video."""
     seconds: bool = False
     """Whether the processor gives second_per_grid_ts."""
     timestamps: bool = False
@@ -122,7 +124,7 @@ FAMILIES = {
     "qwen3_vl": Built(qwen3_vl, patch_values=96, timestamps=True),
     "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, timestamps=True),
     **{
-        family: Built(frames_model(config, head), inputs=inputs, whole_beams=ENCODES_FIRST)
+        family: Built(frames_model(config, head), inputs=inputs, whole_beams=ENCODES_FIRST, mixes=family != "smolvlm")
         for family, (config, head, inputs) in frame_families.FAMILIES.items()
     },
 }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from tests.tiny import FIRST_WORD, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip
 
+LAST_WORD = 36
+"""Of the words that every tokenizer here has."""
 PATCH = 4
 """Pixels along a side of a patch."""
 ODD, EVEN = 5 * PATCH, 6 * PATCH
@@ -75,6 +79,80 @@ def tokenizer(**names: str) -> Any:
     )
 
 
+def spelling_tokenizer(**named: str) -> Any:
+    """As above, but text is cut as byte-level tokenizers do: words, digits, marks, spaces, line breaks."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    named = {"start_token": "<|im_start|>", "end_token": "<|im_end|>", "video_token": "<video>", **named}
+    special = list(named.values())
+    text = ["\n", "\n\n", " ", ":", "Frame", " from", *"0123456789"]
+    words = [f"w{index}" for index in range(VOCAB - 1 - len(special) - len(text))]
+    vocabulary = {token: index for index, token in enumerate(["<pad>", *special, *text, *words])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    pattern = Regex(r"w\d+|\n+| from| |[A-Za-z]+|\d|[^\w\s]")
+    made.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        extra_special_tokens=named,
+        padding_side="left",
+    )
+
+
+@functools.cache
+def internvl_processor() -> Any:
+    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
+
+    size = {"height": EVEN, "width": EVEN}
+    return InternVLProcessor(
+        GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4),
+        spelling_tokenizer(context_image_token="<image>", start_image_token="<img>", end_image_token="</img>"),
+        InternVLVideoProcessor(size=size),
+        image_seq_length=(EVEN // PATCH // 2) ** 2,
+    )
+
+
+def internvl_config() -> Any:
+    from transformers import InternVLConfig
+
+    return InternVLConfig(
+        text_config={"model_type": "qwen3", "head_dim": 8, **TEXT},
+        vision_config={"image_size": EVEN, **VISION},
+        image_token_id=internvl_processor().image_token_id,
+        image_seq_length=(EVEN // PATCH // 2) ** 2,
+    )
+
+
+@functools.cache
+def smolvlm_processor() -> Any:
+    pytest.importorskip("num2words")  # the processor writes numbers out
+    from transformers import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    size = {"size": {"longest_edge": EVEN}, "max_image_size": {"longest_edge": EVEN}}
+    return SmolVLMProcessor(
+        SmolVLMImageProcessor(**size, do_image_splitting=False),
+        spelling_tokenizer(
+            image_token="<image>",
+            fake_image_token="<fake_token_around_image>",
+            global_image_token="<global-img>",
+        ),
+        SmolVLMVideoProcessor(**size, do_sample_frames=False),
+        image_seq_len=(EVEN // PATCH // 2) ** 2,
+    )
+
+
+def smolvlm_config() -> Any:
+    from transformers import SmolVLMConfig
+
+    return SmolVLMConfig(
+        text_config={"model_type": "llama", **TEXT},
+        vision_config={"image_size": EVEN, **VISION},
+        image_token_id=smolvlm_processor().image_token_id,
+        scale_factor=2,
+    )
+
+
 @functools.cache
 def llava_onevision_processor() -> Any:
     from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
@@ -130,8 +208,13 @@ def llava_next_video_config() -> Any:
     )
 
 
-def processed(made: Callable[[], Any], *prompts: list[int | Clip], seed: int = 1) -> dict[str, torch.Tensor]:
-    """A batch of prompts as the processor gives them. All videos have as many frames as the first."""
+def processed(
+    made: Callable[[], Any], *prompts: list[int | Clip], seed: int = 1, nested: bool = False
+) -> dict[str, torch.Tensor]:
+    """A batch of prompts as the processor gives them. All videos have as many frames as the first.
+
+    nested: whether the processor takes a list of videos for each prompt.
+    """
     processor, generator = made(), torch.Generator().manual_seed(seed)
     clips = [part for parts in prompts for part in parts if isinstance(part, Clip)]
     frames = next((clip.grid[0] for clip in clips if not clip.image), 0)
@@ -141,21 +224,40 @@ def processed(made: Callable[[], Any], *prompts: list[int | Clip], seed: int = 1
 
     def said(part: int | Clip) -> str:
         if isinstance(part, int):
-            return " ".join(f"w{index}" for index in torch.randint(FIRST_WORD, VOCAB, (part,), generator=generator))
+            return " ".join(f"w{index}" for index in torch.randint(FIRST_WORD, LAST_WORD, (part,), generator=generator))
         return processor.image_token if part.image else processor.video_token
 
     texts = [" ".join(map(said, parts)) for parts in prompts]
-    given = {
+    given: dict[str, Any] = {
         "images": [pixels() for clip in clips if clip.image] or None,
         "videos": [pixels(frames) for clip in clips if not clip.image] or None,
     }
-    inputs = processor(text=texts, padding=True, return_tensors="pt", **given)
+    videos = given["videos"]
+    if videos:
+        length = {"fps": 1, "total_num_frames": frames, "duration": frames, "frames_indices": list(range(frames))}
+        given["video_metadata"] = [length] * len(videos)
+    if videos and nested:
+        counts = [sum(isinstance(part, Clip) and not part.image for part in parts) for parts in prompts]
+        given["videos"] = [[videos.pop(0) for _ in range(count)] for count in counts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # old releases give numpy a tensor
+        inputs = processor(text=texts, padding=True, return_tensors="pt", **given)
     return dict(inputs)
 
 
 CHATS = {"llava_next_video": llava_next_video_processor, "llava_onevision": llava_onevision_processor}
 """Family -> its processor, which has a chat template."""
 FAMILIES = {
+    "internvl": (
+        internvl_config,
+        "InternVLForConditionalGeneration",
+        functools.partial(processed, internvl_processor),
+    ),
+    "smolvlm": (
+        smolvlm_config,
+        "SmolVLMForConditionalGeneration",
+        functools.partial(processed, smolvlm_processor, nested=True),
+    ),
     "llava_next_video": (
         llava_next_video_config,
         "LlavaNextVideoForConditionalGeneration",

@@ -144,7 +144,7 @@ def _picture_bytes(geometry: Geometry, grid: Grid) -> int:
 
 def _pixel_bytes(geometry: Geometry) -> int:
     """Bytes of a patch's pixels in the tower: a copy, unless they already lie there as it takes them."""
-    copied = geometry.vision_device.type != "cpu" or geometry.dtype != torch.float32
+    copied = geometry.vision_copies or geometry.vision_device.type != "cpu" or geometry.dtype != torch.float32
     return geometry.patch_values * geometry.dtype.itemsize * copied
 
 

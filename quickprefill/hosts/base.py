@@ -50,6 +50,8 @@ class Geometry:
     """Whether the tower adds positions from a learned table, which it keeps in float32."""
     vision_pictures: bool = False
     """Whether it sees slices as pictures of one batch, without turning queries and keys by position."""
+    vision_copies: bool = False
+    """Whether it copies pixels even where they lie as it takes them."""
     vision_states: int = 0
     """States behind earlier layers that it keeps until its last."""
     vision_projected: int = 0

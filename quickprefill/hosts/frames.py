@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
+
+import torch
 
 from quickprefill.attention.interface import host_implementation
 from quickprefill.hosts import versions
 from quickprefill.hosts.base import Geometry
 from quickprefill.hosts.devices import execution_device, layer_devices
 from quickprefill.hosts.transformers import TransformersHost
+from quickprefill.prompt.pending import Encode, PendingVideo
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["FramesHost", "patches_along"]
 
@@ -26,6 +31,9 @@ class FramesHost(TransformersHost):
     def side(self, core: Any) -> int:
         """Tokens along a side of a frame."""
 
+    copies_pixels: ClassVar[bool] = False
+    """As in Geometry."""
+
     def tower(self, core: Any) -> Any:
         """The vision tower."""
         return core.vision_tower
@@ -37,6 +45,22 @@ class FramesHost(TransformersHost):
     def projected(self, core: Any) -> int:
         """Numbers a patch that what follows the tower holds at once, if it works on patches before they are merged."""
         return 0
+
+    def tower_device(self, core: Any) -> torch.device:
+        """Where the tower runs."""
+        return execution_device(self.tower(core))
+
+    def pending(self, core: Any, pixels: torch.Tensor, slice_grid: Grid, encode: Encode, **more: Any) -> PendingVideo:
+        """A video of frames (T, channels, height, width), each of which becomes a grid of one slice."""
+        return PendingVideo(
+            pixels,
+            replace(slice_grid, slices=len(pixels)),
+            encode,
+            width=core.config.get_text_config().hidden_size,
+            dtype=core.dtype,
+            device=self.tower_device(core),
+            **more,
+        )
 
     def frames_per_slice(self, core: Any) -> int:
         return 1
@@ -58,13 +82,14 @@ class FramesHost(TransformersHost):
             vision_mlp_tensors=self.vision_mlp_tensors,
             vision_window=0,
             vision_pictures=True,
+            vision_copies=self.copies_pixels,
             vision_states=self.states(core),
             vision_projected=self.projected(core),
             patches_per_token=(patches_along(vision) ** 2 + self.class_tokens) / self.side(core) ** 2,
             patch_values=vision.num_channels * _number(vision.patch_size) ** 2,
             dtype=core.dtype,
             devices=layer_devices(decoder.layers),
-            vision_device=execution_device(tower),
+            vision_device=self.tower_device(core),
             eager=host_implementation(self.attention_config(core)) == "eager",
             vision_eager=host_implementation(tower.config) == "eager",
         )

@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from quickprefill.errors import InputError
 from quickprefill.hosts import versions
-from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.frames import FramesHost, patches_along
 from quickprefill.prompt.pending import PendingVideo, PendingVideos
 from quickprefill.prompt.spans import Grid
@@ -50,7 +49,7 @@ class LlavaHost(FramesHost):
         return [Grid(pixels.shape[1], side, side)] * len(pixels)
 
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
-        device, dtype, grids = execution_device(core.vision_tower), core.dtype, self.grids(core, call)
+        device, dtype, grids = self.tower_device(core), core.dtype, self.grids(core, call)
         options = {name: call[name] for name in _FEATURES if call.get(name) is not None}
 
         def encode(frames: torch.Tensor, slices: int) -> torch.Tensor:
@@ -58,9 +57,8 @@ class LlavaHost(FramesHost):
             made = versions.stacked_features(core.get_video_features(frames[None], return_dict=True, **options))
             return made.flatten(0, 1)[: slices * grids[0].slice_tokens]  # some releases close every video here
 
-        sizes = {"width": core.config.get_text_config().hidden_size, "dtype": dtype, "device": device}
-        pixels = zip(call["pixel_values_videos"], grids, strict=True)
-        return [PendingVideo(frames, grid, encode, closing=self.closing(core), **sizes) for frames, grid in pixels]
+        pixels, closing = zip(call["pixel_values_videos"], grids, strict=True), self.closing(core)
+        return [self.pending(core, frames, grid, encode, closing=closing) for frames, grid in pixels]
 
     def deferred(self, core: Any, videos: list[PendingVideo]) -> Any:
         return BaseModelOutputWithPooling(pooler_output=PendingVideos(videos))

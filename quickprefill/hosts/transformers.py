@@ -34,6 +34,10 @@ class TransformersHost(Host):
     tested = versions.TESTED
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
     """Arguments of forward() that bring a video; the first is its pixels."""
+    modality: ClassVar[str] = "video"
+    """What generate() calls the features of a video that it encodes beforehand."""
+    encoders: ClassVar[tuple[str, ...]] = ("get_video_features", "get_image_features")
+    """Methods of the core that encode."""
 
     @abstractmethod
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
@@ -64,7 +68,7 @@ class TransformersHost(Host):
         module = versions.module_of(self.module_name)
         core = getattr(module, self.core_name, None)
         absent = [] if core is not None else [f"{self.module_name}.{self.core_name}"]
-        absent += versions.defined(core, ("get_video_features", "get_image_features")) if core is not None else []
+        absent += versions.defined(core, self.encoders) if core is not None else []
         if absent:
             raise UnsupportedModelError(
                 f"this transformers release lacks {', '.join(absent)}; use {' to '.join(self.tested)}"
@@ -81,12 +85,12 @@ class TransformersHost(Host):
 
     def _defer_video(self, stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]) -> Any:
         """Let generate() encode the images, and put a PendingVideo where each video's features would be."""
-        given = (model_kwargs.get("mm_encoder_outputs") or {}).get("video")
+        given = versions.encoded(model_kwargs, self.modality)
         if given is not None or any(model_kwargs.get(name) is None for name in self.video_inputs):
             return stock(model_kwargs)
         videos = self.videos(self.core(head), model_kwargs)
         prepared = stock({name: value for name, value in model_kwargs.items() if name not in self.video_inputs})
-        prepared["mm_encoder_outputs"]["video"] = self.deferred(self.core(head), videos)
+        prepared["mm_encoder_outputs"][self.modality] = self.deferred(self.core(head), videos)
         return prepared
 
     def deferred(self, core: Any, videos: list[PendingVideo]) -> Any:
@@ -96,14 +100,14 @@ class TransformersHost(Host):
         return BaseModelOutputWithPooling(pooler_output=videos)
 
     def has_video(self, core: Any, call: Mapping[str, Any]) -> bool:
-        return call.get(self.video_inputs[0]) is not None or _encoded(call, "video") is not None
+        return call.get(self.video_inputs[0]) is not None or versions.encoded(call, self.modality) is not None
 
     def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
         if call.get("input_ids") is None:
             return "inputs_embeds came without input_ids, so the video's columns are unknown"
         if call.get("inputs_embeds") is not None:
             return "inputs_embeds came beside input_ids, and embeds text in a way of its own"
-        encoded = _encoded(call, "video")
+        encoded = versions.encoded(call, self.modality)
         if encoded is not None and not all(isinstance(video, PendingVideo) for video in versions.pooled(encoded)):
             return "the video's features were computed beforehand (mm_encoder_outputs or prefill_chunk_size)"
         missing = [name for name in self.video_inputs if call.get(name) is None]
@@ -117,12 +121,12 @@ class TransformersHost(Host):
     # What the prompt is
 
     def rows(self, core: Any, call: Mapping[str, Any]) -> list[Row]:
-        encoded = _encoded(call, "video")
+        encoded = versions.encoded(call, self.modality)
         videos = self.videos(core, call) if encoded is None else list(versions.pooled(encoded))
         return split_rows(self, core, call, self.position_ids(core, call), videos, self._images(core, call))
 
     def _images(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor | None:
-        encoded = _encoded(call, "image")
+        encoded = versions.encoded(call, "image")
         if encoded is None and call.get("pixel_values") is not None:
             encoded = self.image_features(core, call)
         return None if encoded is None else versions.stacked_features(encoded)
@@ -222,10 +226,6 @@ class TransformersHost(Host):
     def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:
         values = {"last_hidden_state": hidden, versions.CACHE: cache, "rope_deltas": getattr(core, "rope_deltas", None)}
         return versions.core_output(versions.module_of(self.module_name), self.core_name, **values)
-
-
-def _encoded(call: Mapping[str, Any], modality: str) -> Any:
-    return (call.get("mm_encoder_outputs") or {}).get(modality)
 
 
 def _tensor_parallel(model: Any) -> str | None:

@@ -17,6 +17,7 @@ __all__ = [
     "cache_of",
     "core_output",
     "defined",
+    "encoded",
     "first_tensor",
     "keeps_states",
     "known_arguments",
@@ -68,6 +69,11 @@ def new_cache(config: Any) -> Any:
     if not cache.layers:  # a release that adds layers as they are updated
         cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]
     return cache
+
+
+def encoded(call: Mapping[str, Any], modality: str) -> Any:
+    """What generate() has encoded beforehand, since 5.18."""
+    return (call.get("mm_encoder_outputs") or {}).get(modality)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+from quickprefill.errors import InputError
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.upload import Upload
 
@@ -82,6 +84,8 @@ class PendingVideo(_Pending):
     _upload: Upload | None
     _columns: slice
     _closing: torch.Tensor | None
+    _part_of: tuple[PendingVideo, int] | None
+    """The video of which this one is some slices, and the first of them."""
 
     @staticmethod
     def __new__(
@@ -109,6 +113,7 @@ class PendingVideo(_Pending):
         video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         video.pixels, video.grid, video._encode = pixels, grid, encode
         video._features, video._upload, video._columns, video._closing = [], None, slice(0, width), closing
+        video._part_of = None
         if device.type == "cuda" and pixels.device.type == "cpu" and not isinstance(pixels, StreamedPixels):
             video._upload = Upload(pixels, device)
         return video
@@ -123,6 +128,36 @@ class PendingVideo(_Pending):
         other._features, other._upload = self._features, self._upload
         other._columns = slice(index * width, (index + 1) * width)
         return other
+
+    def part(self, first_slice: int, stop_slice: int) -> PendingVideo:
+        """Slices [first_slice, stop_slice) as a video; its features() are made with those of the others."""
+        if self._part_of is not None:
+            whole, before = self._part_of
+            return whole.part(before + first_slice, before + stop_slice)
+        rows, grid = self.pixels.shape[0] // self.grid.slices, replace(self.grid, slices=stop_slice - first_slice)
+        pixels, sizes = self.pixels[first_slice * rows : stop_slice * rows], (self.shape[1], self.dtype, self.device)
+        part = PendingVideo(pixels, grid, self._encode, width=sizes[0], dtype=sizes[1], device=sizes[2])
+        part._part_of = (self, first_slice)
+        return part
+
+    def slices(self) -> list[PendingVideo]:
+        """Each slice as a part."""
+        return [self.part(at, at + 1) for at in range(self.grid.slices)]
+
+    @staticmethod
+    def joined(parts: Sequence[PendingVideo]) -> PendingVideo:
+        """Consecutive parts of one video as one part of it.
+
+        Raises:
+            InputError: they are parts of several.
+        """
+        origins = [part._part_of for part in parts if part._part_of is not None]
+        whole, first = origins[0]
+        if any(origin[0] is not whole for origin in origins):
+            raise InputError(
+                "the frames of one video stand in several rows of pixel_values; pass each video as one row"
+            )
+        return whole.part(first, first + sum(part.grid.slices for part in parts))
 
     def encode(self, first_slice: int, stop_slice: int) -> torch.Tensor:
         """Rows of temporal slices [first_slice, stop_slice), all levels side by side.
@@ -144,6 +179,9 @@ class PendingVideo(_Pending):
 
     def features(self) -> torch.Tensor:
         """Features of the whole video, (N, C), encoded once."""
+        if self._part_of is not None:
+            origin, first = self._part_of
+            return origin.features()[first * self.grid.slice_tokens :][: len(self)]
         if not self._features:
             parts = [self.encode(0, self.grid.slices), *([] if self._closing is None else [self._closing])]
             self._features.append(torch.cat([part.to(self.device, self.dtype) for part in parts]))

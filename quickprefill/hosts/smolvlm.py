@@ -1,0 +1,86 @@
+"""SmolVLM: each frame behind "Frame from 00:01:"; rows of pixel_values are filled up with pictures that are zero."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from quickprefill.hosts.frames import patches_along
+from quickprefill.hosts.pictures import PicturesHost
+
+__all__ = ["SmolVLM"]
+
+
+class SmolVLM(PicturesHost):
+    """Facts about SmolVLMForConditionalGeneration."""
+
+    model_type = "smolvlm"
+    module_name = "transformers.models.smolvlm.modeling_smolvlm"
+    head_name = "SmolVLMForConditionalGeneration"
+    core_name = "SmolVLMModel"
+    copies_pixels = True
+
+    def decoder(self, core: Any) -> Any:
+        return core.text_model
+
+    def tower(self, core: Any) -> Any:
+        return core.vision_model
+
+    def side(self, core: Any) -> int:
+        return int(patches_along(core.config.vision_config) // core.config.scale_factor)
+
+    def overrides(self, head_class: type) -> dict[str, Callable[..., Any]]:
+        # Pictures of which parts are hidden are encoded as ever, whatever they are.
+        methods = super().overrides(head_class)
+        return {name: functools.partial(_unless_hidden, method) for name, method in methods.items()}
+
+    def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
+        if _hides(call):
+            return "pixel_attention_mask hides parts of the frames"
+        return super().stock_reason(core, call)
+
+    def num_frames(self, leads: Sequence[list[int]]) -> int:
+        if not leads or not _tells_time(leads[0]):
+            return 0
+        follows = leads[1][:3] if len(leads) > 1 else []
+        count = 1
+        for lead in leads[1:]:
+            # The next video begins with an introduction; minutes may come to have one digit more.
+            if not _tells_time(lead) or lead[:3] != follows or abs(len(lead) - len(leads[1])) > 1:
+                break
+            count += 1
+        return count
+
+    def sources(self, call: Mapping[str, Any]) -> list[torch.Tensor]:
+        return [row[: int(_present(row).sum())] for row in call["pixel_values"]]
+
+    def features_of(self, core: Any, call: Mapping[str, Any], pixels: torch.Tensor) -> Any:
+        return core.get_image_features(pixels[None], return_dict=True)
+
+
+def _present(row: torch.Tensor) -> torch.Tensor:
+    """(n,) which of a row's pictures there are; zeros fill it up at its end."""
+    return (row != 0).flatten(1).any(dim=1)
+
+
+def _hides(call: Mapping[str, Any]) -> bool:
+    """Whether a mask hides parts of pictures."""
+    pixels, mask = call.get("pixel_values"), call.get("pixel_attention_mask")
+    if pixels is None or mask is None:
+        return False
+    return not all(bool(seen[_present(row)].all()) for row, seen in zip(pixels, mask, strict=True))
+
+
+def _unless_hidden(
+    defer: Callable[..., Any], stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]
+) -> Any:
+    return stock(model_kwargs) if _hides(model_kwargs) else defer(stock, head, model_kwargs)
+
+
+def _tells_time(lead: list[int]) -> bool:
+    """Whether ids end as "Frame from 00:01:" and two markers do: a colon, seconds in one or two tokens, that colon."""
+    colon = lead[-3:-2]
+    return any(lead[-4 - digits : -3 - digits] == colon and colon[0] not in lead[-3 - digits : -3] for digits in (1, 2))
