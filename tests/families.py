@@ -50,6 +50,8 @@ class Built:
     """What lays prompts out, if it is the family's own processor."""
     whole_beams: bool = True
     """Whether beams repeat whole prompts; LLaVA up to 5.17 repeats each video by itself."""
+    variant: bool = False
+    """Whether it is another of these families but for its MLP or tower, so that fewer cases say enough."""
     mixes: bool = True
     """Whether the stock model takes images beside a video."""
     seconds: bool = False
@@ -124,7 +126,13 @@ FAMILIES = {
     "qwen3_vl": Built(qwen3_vl, patch_values=96, timestamps=True),
     "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, timestamps=True),
     **{
-        family: Built(frames_model(config, head), inputs=inputs, whole_beams=ENCODES_FIRST, mixes=family != "smolvlm")
+        family: Built(
+            frames_model(config, head),
+            inputs=inputs,
+            variant=family == "llava_next_video",
+            mixes=family != "smolvlm",
+            whole_beams=ENCODES_FIRST,
+        )
         for family, (config, head, inputs) in frame_families.FAMILIES.items()
     },
 }

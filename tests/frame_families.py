@@ -53,6 +53,14 @@ LLAVA_NEXT_VIDEO_CHAT = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """After https://huggingface.co/docs/transformers/model_doc/llava_next_video, "Usage tips": the prompt of Vicuna."""
+INTERNVL_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<{{ part['type'] }}>\n{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""After the prompts of https://huggingface.co/docs/transformers/model_doc/internvl; <image> is its <IMG_CONTEXT>."""
 LLAVA = {"image_token_index": IMAGE, "video_token_index": VIDEO}
 
 
@@ -110,6 +118,7 @@ def internvl_processor() -> Any:
         spelling_tokenizer(context_image_token="<image>", start_image_token="<img>", end_image_token="</img>"),
         InternVLVideoProcessor(size=size),
         image_seq_length=(EVEN // PATCH // 2) ** 2,
+        chat_template=INTERNVL_CHAT,
     )
 
 
@@ -245,7 +254,12 @@ def processed(
     return dict(inputs)
 
 
-CHATS = {"llava_next_video": llava_next_video_processor, "llava_onevision": llava_onevision_processor}
+CHATS = {
+    "internvl": internvl_processor,
+    "llava_next_video": llava_next_video_processor,
+    "llava_onevision": llava_onevision_processor,
+    "smolvlm": smolvlm_processor,
+}
 """Family -> its processor, which has a chat template."""
 FAMILIES = {
     "internvl": (

@@ -43,27 +43,39 @@ class SmolVLM(PicturesHost):
         return super().stock_reason(core, call)
 
     def num_frames(self, leads: Sequence[list[int]]) -> int:
-        if not leads or not _tells_time(leads[0]):
+        # The lead of the second frame: marker, line break, "Frame from ", "00:01:" digit by digit, two markers.
+        if len(leads) < 2 or not (_tells_time(leads[0]) and _tells_time(leads[1])):
             return 0
-        follows = leads[1][:3] if len(leads) > 1 else []
+        head, tail = leads[1][:-8], leads[1][-3:]
+        first, zero, again = leads[0][:-8], *leads[0][-8:-6]
+        # A video begins in its first minute, so a list of pictures "red car, blue dog," is none.
+        if len(head) < 3 or first[2 - len(head) :] != head[2:] or leads[0][-3:] != tail or zero != again:
+            return 0
         count = 1
         for lead in leads[1:]:
-            # The next video begins with an introduction; minutes may come to have one digit more.
-            if not _tells_time(lead) or lead[:3] != follows or abs(len(lead) - len(leads[1])) > 1:
-                break
+            minutes = len(lead) - 6 - len(head)  # one digit more from 100 on
+            if lead[: len(head)] != head or minutes not in (2, 3) or lead[-3:] != tail or not _tells_time(lead):
+                break  # the next video, say, which begins with an introduction
             count += 1
         return count
 
     def sources(self, call: Mapping[str, Any]) -> list[torch.Tensor]:
-        return [row[: int(_present(row).sum())] for row in call["pixel_values"]]
+        return [_without_filling(row) for row in call["pixel_values"]]
 
     def features_of(self, core: Any, call: Mapping[str, Any], pixels: torch.Tensor) -> Any:
         return core.get_image_features(pixels[None], return_dict=True)
 
 
 def _present(row: torch.Tensor) -> torch.Tensor:
-    """(n,) which of a row's pictures there are; zeros fill it up at its end."""
+    """(n,) which of a row's pictures there are; zeros fill it up."""
     return (row != 0).flatten(1).any(dim=1)
+
+
+def _without_filling(row: torch.Tensor) -> torch.Tensor:
+    """A row's pictures; no copy where what fills it up stands at its end, as the processor lays it."""
+    present = _present(row)
+    count = int(present.count_nonzero())
+    return row[:count] if bool(present[:count].all()) else row[present]
 
 
 def _hides(call: Mapping[str, Any]) -> bool:
@@ -81,6 +93,5 @@ def _unless_hidden(
 
 
 def _tells_time(lead: list[int]) -> bool:
-    """Whether ids end as "Frame from 00:01:" and two markers do: a colon, seconds in one or two tokens, that colon."""
-    colon = lead[-3:-2]
-    return any(lead[-4 - digits : -3 - digits] == colon and colon[0] not in lead[-3 - digits : -3] for digits in (1, 2))
+    """Whether ids end as "00:01:" and two markers do: a colon, two digits, that colon."""
+    return len(lead) >= 8 and lead[-6] == lead[-3] and lead[-3] not in lead[-5:-3]

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision and LLaVA-NeXT-Video: chats through their real processors, fallbacks, faults that must be noticed."""
+"""LLaVA-OneVision and LLaVA-NeXT-Video: what a call may ask for, faults that are noticed, input that does not fit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from quickprefill import InputError
 from quickprefill.hosts.frames import FramesHost
 from quickprefill.hosts.llava_onevision import LlavaHost, LlavaOnevision
 from quickprefill.policies import QueryAttention
-from tests.families import ENCODES_FIRST, FAMILIES, build_inputs
-from tests.frame_families import CHATS, EVEN
+from tests.families import FAMILIES, build_inputs
 from tests.tiny import VIDEO, Clip, prompt
 
 LLAVAS = ["llava_next_video", "llava_onevision"]
@@ -42,39 +41,6 @@ def assert_same(ours, stock):
 def last_logits(model, inputs):
     with torch.no_grad():
         return model(**inputs, logits_to_keep=1).logits
-
-
-def test_a_chat_through_the_processor_equals_stock(family, model):
-    processor = CHATS[family]()
-    content = [{"type": "video"}, {"type": "text", "text": "w9 w30 w12"}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    video = torch.randint(0, 256, (6, 3, 2 * EVEN, 3 * EVEN), dtype=torch.uint8, generator=torch.Generator())
-    inputs = dict(processor(text=[text], videos=[video], return_tensors="pt"))
-    stock = generate(model, inputs)
-    with quickprefill.patched(model, keep=1.0, group_frames=4):
-        assert quickprefill.estimate(model, inputs).groups == 2
-        assert_same(generate(model, inputs), stock)
-        assert quickprefill.report(model).groups == 2
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"cache_implementation": "static", "disable_compile": True, "num_beams": 3},
-        {"output_hidden_states": True},
-        pytest.param(
-            {"prefill_chunk_size": 16},
-            marks=pytest.mark.skipif(not ENCODES_FIRST, reason="this release cannot cut a prompt with pixels"),
-        ),
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_what_takes_the_stock_path_finds_one_tensor(family, model, caplog, options):
-    inputs = build_inputs(family, PROMPT)
-    stock = generate(model, inputs, **options)
-    with quickprefill.patched(model, keep=0.5):
-        assert_same(generate(model, inputs, **options), stock)
-    assert "stock model, unpruned" in caplog.text
 
 
 def test_the_features_that_a_call_asks_for_are_taken(family, model):
@@ -133,16 +99,6 @@ def test_a_newline_asks_nothing(model, family):
     inputs = build_inputs(family, prompt(3, Clip((5, 0, 0))))
     with quickprefill.patched(model, policy=QueryAttention()), pytest.raises(InputError, match="nothing stands there"):
         generate(model, inputs)
-
-
-def test_images_alone_are_the_stock_models(family, model, caplog):
-    inputs = build_inputs(family, prompt(3, Clip((1, 0, 0), image=True), 4))
-    stock = generate(model, inputs)
-    with quickprefill.patched(model, keep=0.5):
-        assert_same(generate(model, inputs), stock)
-        with pytest.raises(InputError, match="no prefill yet"):
-            quickprefill.report(model)
-    assert "quickprefill" not in caplog.text
 
 
 def test_input_that_does_not_fit_is_named(family, model):

@@ -1,0 +1,78 @@
+"""Families whose tower sees each frame as a picture: chats through their real processors, what the stock model does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import quickprefill
+from quickprefill import InputError
+from tests.families import ENCODES_FIRST, FAMILIES, build_inputs
+from tests.frame_families import CHATS, EVEN
+from tests.tiny import Clip, prompt
+
+
+@pytest.fixture(scope="module", params=CHATS)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return FAMILIES[family].model()
+
+
+def generate(model, inputs, **options):
+    options = {"do_sample": False, "max_new_tokens": 4, **options}
+    return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+
+
+def assert_same(ours, stock):
+    assert torch.equal(ours.sequences, stock.sequences)
+    for a, b in zip(ours.logits, stock.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_a_chat_through_the_processor_equals_stock(family, model):
+    processor = CHATS[family]()
+    content = [{"type": "video"}, {"type": "text", "text": "w9 w30 w12"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    video = torch.randint(0, 256, (12, 3, 2 * EVEN, 3 * EVEN), dtype=torch.uint8, generator=torch.Generator())
+    metadata = {"fps": 0.02, "total_num_frames": 12, "duration": 600, "frames_indices": list(range(12))}
+    inputs = dict(processor(text=[text], videos=[[video]], video_metadata=[metadata], return_tensors="pt"))
+    stock = generate(model, inputs)
+    with quickprefill.patched(model, keep=1.0, group_frames=4):
+        guess = quickprefill.estimate(model, inputs)
+        assert_same(generate(model, inputs), stock)
+        assert (quickprefill.report(model).groups, guess.groups) == (3, 3)
+        assert quickprefill.report(model).video_tokens == guess.video_tokens == 12 * 9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_implementation": "static", "disable_compile": True, "num_beams": 3},
+        {"output_hidden_states": True},
+        pytest.param(
+            {"prefill_chunk_size": 64},
+            marks=pytest.mark.skipif(not ENCODES_FIRST, reason="this release cannot cut a prompt with pixels"),
+        ),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_takes_the_stock_path_finds_one_tensor(family, model, caplog, options):
+    inputs = build_inputs(family, prompt(3, Clip((5, 0, 0)), 2, Clip((5, 0, 0)), 4))
+    stock = generate(model, inputs, **options)
+    with quickprefill.patched(model, keep=0.5):
+        assert_same(generate(model, inputs, **options), stock)
+    assert "stock model, unpruned" in caplog.text
+
+
+def test_images_alone_are_the_stock_models(family, model, caplog):
+    inputs = build_inputs(family, prompt(3, Clip((1, 0, 0), image=True), 4))
+    stock = generate(model, inputs)
+    with quickprefill.patched(model, keep=0.5):
+        assert_same(generate(model, inputs), stock)
+        with pytest.raises(InputError, match="no prefill yet"):
+            quickprefill.report(model)
+    assert "quickprefill" not in caplog.text
