@@ -9,6 +9,7 @@ import quickprefill
 from quickprefill import InputError
 from tests.families import ENCODES_FIRST, FAMILIES, build_inputs
 from tests.frame_families import CHATS, EVEN
+from tests.quickprefill.calls import CACHE, assert_same_logits, generate
 from tests.tiny import Clip, prompt
 
 
@@ -22,17 +23,6 @@ def model(family):
     return FAMILIES[family].model()
 
 
-def generate(model, inputs, **options):
-    options = {"do_sample": False, "max_new_tokens": 4, **options}
-    return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
-
-
-def assert_same(ours, stock):
-    assert torch.equal(ours.sequences, stock.sequences)
-    for a, b in zip(ours.logits, stock.logits, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-
-
 def test_a_chat_through_the_processor_equals_stock(family, model):
     processor = CHATS[family]()
     content = [{"type": "video"}, {"type": "text", "text": "w9 w30 w12"}]
@@ -43,7 +33,7 @@ def test_a_chat_through_the_processor_equals_stock(family, model):
     stock = generate(model, inputs)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
         guess = quickprefill.estimate(model, inputs)
-        assert_same(generate(model, inputs), stock)
+        assert_same_logits(generate(model, inputs), stock)
         assert (quickprefill.report(model).groups, guess.groups) == (3, 3)
         assert quickprefill.report(model).video_tokens == guess.video_tokens == 12 * 9
 
@@ -64,7 +54,7 @@ def test_what_takes_the_stock_path_finds_one_tensor(family, model, caplog, optio
     inputs = build_inputs(family, prompt(3, Clip((5, 0, 0)), 2, Clip((5, 0, 0)), 4))
     stock = generate(model, inputs, **options)
     with quickprefill.patched(model, keep=0.5):
-        assert_same(generate(model, inputs, **options), stock)
+        assert_same_logits(generate(model, inputs, **options), stock)
     assert "stock model, unpruned" in caplog.text
 
 
@@ -72,7 +62,23 @@ def test_images_alone_are_the_stock_models(family, model, caplog):
     inputs = build_inputs(family, prompt(3, Clip((1, 0, 0), image=True), 4))
     stock = generate(model, inputs)
     with quickprefill.patched(model, keep=0.5):
-        assert_same(generate(model, inputs), stock)
+        assert_same_logits(generate(model, inputs), stock)
         with pytest.raises(InputError, match="no prefill yet"):
             quickprefill.report(model)
     assert "quickprefill" not in caplog.text
+
+
+def test_a_later_turn_with_another_video_equals_stock(family, model):
+    first, second = (build_inputs(family, prompt(3, Clip((5, 0, 0)), 4), seed=seed) for seed in (1, 2))
+
+    def two_turns():
+        before = generate(model, first, max_new_tokens=2, suppress_tokens=list(range(10)))
+        ids = torch.cat([before.sequences, second["input_ids"]], dim=1)
+        return generate(
+            model, {**second, "input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: before[CACHE]}
+        )
+
+    stock = two_turns()
+    with quickprefill.patched(model, keep=1.0, group_frames=4):
+        assert_same_logits(two_turns(), stock)
+        assert quickprefill.report(model).groups == 2

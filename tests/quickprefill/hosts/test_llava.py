@@ -11,6 +11,7 @@ from quickprefill.hosts.frames import FramesHost
 from quickprefill.hosts.llava_onevision import LlavaHost, LlavaOnevision
 from quickprefill.policies import QueryAttention
 from tests.families import FAMILIES, build_inputs
+from tests.quickprefill.calls import assert_same_logits, generate
 from tests.tiny import VIDEO, Clip, prompt
 
 LLAVAS = ["llava_next_video", "llava_onevision"]
@@ -27,17 +28,6 @@ def model(family):
     return FAMILIES[family].model()
 
 
-def generate(model, inputs, **options):
-    options = {"do_sample": False, "max_new_tokens": 4, **options}
-    return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
-
-
-def assert_same(ours, stock):
-    assert torch.equal(ours.sequences, stock.sequences)
-    for a, b in zip(ours.logits, stock.logits, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-
-
 def last_logits(model, inputs):
     with torch.no_grad():
         return model(**inputs, logits_to_keep=1).logits
@@ -47,7 +37,7 @@ def test_the_features_that_a_call_asks_for_are_taken(family, model):
     inputs = {**build_inputs(family, PROMPT), "vision_feature_layer": -3}
     stock = generate(model, inputs)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
-        assert_same(generate(model, inputs), stock)
+        assert_same_logits(generate(model, inputs), stock)
         del inputs["vision_feature_layer"]
         assert (generate(model, inputs).logits[0] - stock.logits[0]).abs().max() > 1e-2, "it matters"
 

@@ -12,6 +12,7 @@ from quickprefill.hosts.frames import FramesHost
 from quickprefill.hosts.pictures import PicturesHost
 from tests.families import ENCODES_FIRST, FAMILIES, build_inputs
 from tests.frame_families import CHATS
+from tests.quickprefill.calls import generate
 from tests.tiny import Clip, prompt
 
 PROMPT = prompt(3, Clip((5, 0, 0)), 2, Clip((5, 0, 0)), 4)
@@ -27,11 +28,6 @@ def family(request):
 @pytest.fixture(scope="module")
 def model(family):
     return FAMILIES[family].model()
-
-
-def generate(model, inputs, **options):
-    options = {"do_sample": False, "max_new_tokens": 4, **options}
-    return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
 
 
 def counted(first, last, name="Frame"):
