@@ -94,6 +94,8 @@ def parts(content: bytes, *, tag: str = '"one"', broken_after: int | None = None
     left = [1] if broken_after is not None else []
 
     def answer(handler: Any) -> None:
+        if "Range" not in handler.headers:
+            return whole(content)(handler)
         first, last = handler.headers["Range"].removeprefix("bytes=").split("-")
         begin, end = int(first), min(int(last) + 1, len(content), int(first) + most)
         if handler.headers.get("If-Range", tag) != tag:
