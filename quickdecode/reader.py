@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,7 +27,7 @@ class VideoReader:
     ...     video[0], video[-16:], video[[3, 5, 8]]  # (3, 252, 448), (16, 3, 252, 448), (3, 3, 252, 448) uint8
     ...     video.read(at_seconds=[1.5, 2.5]).timestamps
 
-    It may be read from several threads, and in a forked process, which opens the file anew.
+    It may be read from several threads. A forked process, and whoever gets a pickle of it, opens the file anew.
     """
 
     def __init__(
@@ -46,6 +47,17 @@ class VideoReader:
         self._size = checked_size(size)
         with in_time(source, self._options):
             self._media = look(resolved_in_time(source, self._options), Way.TABLE, None, self._options)
+        self._again = functools.partial(
+            VideoReader,
+            self._media.source.path or source,
+            size=size,
+            interpolation=interpolation,
+            stream=stream,
+            workers=workers,
+            on_error=on_error,
+            timeout_seconds=timeout_seconds,
+            limits=limits,
+        )
         self._decoders = Decoders()
         self.close = weakref.finalize(self, self._decoders.close)
         """Close the file; reading afterwards is an error. Also done on leaving a `with` block, and when dropped."""
@@ -96,6 +108,10 @@ class VideoReader:
             choose = requested(request, self._size, options)
             video, self._media = read_media(self._media, choose, options, self._decoders)
         return video
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle opens the source again, in a DataLoader's spawned workers, say."""
+        return self._again, ()
 
     def __enter__(self) -> VideoReader:
         return self

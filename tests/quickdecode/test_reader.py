@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,11 @@ def test_after_a_fork(clip: Path) -> None:
         assert read_number(reader[20]) == 20
         assert _in_a_child(lambda answers: answers.put([read_number(reader[i]) for i in (20, 55, 3)])) == [20, 55, 3]
         assert read_number(reader[21]) == 21
+
+
+def test_in_a_pickle(clip: Path) -> None:
+    with VideoReader(clip, size=(48, 80), workers=1) as reader, pickle.loads(pickle.dumps(reader)) as copy:
+        assert torch.equal(copy[40], reader[40])
 
 
 def test_frames_on_screen(clip: Path) -> None:
