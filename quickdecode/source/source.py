@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from av.container import InputContainer
 
 from ..errors import LimitError, SourceError, translated
-from ..threads.pool import Cancelled
+from ..threads.pool import Cancelled, current_stop
 from ..threads.stop import Stop
 from .container import opened
 from .limits import DEFAULT_LIMITS, Limits
@@ -52,7 +52,10 @@ class Source:
 
     @contextmanager
     def open(self, stop: Stop | None = None) -> Iterator[InputContainer]:
-        """A fresh container, for one thread only; closed on exit. What is fetched for it meanwhile ends with `stop`."""
+        """A fresh container, for one thread only; closed on exit.
+
+        What is fetched for it meanwhile ends with `stop`, by default that of the thread's crew.
+        """
         with ExitStack() as open_things:
             with translated(self.name, "opening it"):
                 file = None if self.path is not None else open_things.enter_context(self.file(stop))
@@ -61,12 +64,12 @@ class Source:
 
     @contextmanager
     def file(self, stop: Stop | None = None) -> Iterator[IO[bytes]]:
-        """The bytes themselves, to read them without FFmpeg."""
+        """The bytes themselves, to read them without FFmpeg; `stop` as for open()."""
         with ExitStack() as open_things:
             if self.path is not None:
                 yield open_things.enter_context(open(self.path, "rb"))
             elif self.web is not None:
-                yield View(open_things.enter_context(self.web.reader(stop or Stop())))  # type: ignore[misc]
+                yield View(open_things.enter_context(self.web.reader(stop or current_stop())))  # type: ignore[misc]
             else:
                 yield View(self.store) if self.store is not None else io.BytesIO(self.data or b"")  # type: ignore[misc]
 
@@ -101,7 +104,7 @@ def resolve(
 
     A file of another process, or of a server, is read here, as long as `stop` is not set.
     """
-    found = replace(_resolved(source, limits, stop or Stop()), limits=limits, stream=stream)
+    found = replace(_resolved(source, limits, stop or current_stop()), limits=limits, stream=stream)
     with translated(found.name, "looking at its tables"), found.file(stop) as file:
         refuse_false_tables(found.name, file, found.size, limits)
     return found

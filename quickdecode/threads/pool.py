@@ -118,7 +118,14 @@ class Crew(Generic[Task, Result]):
 
 
 _here = threading.local()
-"""The `stop` of the crew that this thread belongs to."""
+
+
+def current_stop() -> Stop:
+    """The `stop` of the crew that this thread belongs to; on other threads one that nobody sets."""
+    stop: Stop = getattr(_here, "stop", None) or Stop()
+    return stop
+
+
 _crews: weakref.WeakSet[Crew[Any, Any]] = weakref.WeakSet()
 
 

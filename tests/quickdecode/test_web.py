@@ -12,6 +12,9 @@ import torch
 
 import quickdecode
 from quickdecode.source import web
+from quickdecode.source.source import resolve
+from quickdecode.threads.pool import Deadline, call
+from quickdecode.threads.stop import Stop
 from tests.clips import ClipMaker
 from tests.quickdecode.web import (
     Server,
@@ -145,6 +148,25 @@ def test_a_deadline_while_frames_are_fetched(server: Server, long_video: bytes) 
     server.answers["/long.mp4"] = answer
     with pytest.raises(quickdecode.ReadTimeoutError, match=r"long\.mp4: not read within"):
         quickdecode.read_video(f"{server.address}/long.mp4", timeout_seconds=0.5)
+    assert no_thread_left()
+
+
+def test_a_deadline_while_tables_are_read(server: Server) -> None:
+    """Whoever reads a file without FFmpeg need not say when to stop: the thread that it is read on knows."""
+
+    def answer(handler: Any) -> None:
+        content = bytes(1 << 20)  # no MP4, whose tables would be looked for at once
+        (parts(content) if handler.headers["Range"].startswith("bytes=0-") else silent)(handler)
+
+    server.answers["/long.ts"] = answer
+    found = resolve(f"{server.address}/long.ts", stop=Stop())
+
+    def read(_: Stop) -> bytes:
+        with found.file() as file:
+            return file.read()
+
+    with pytest.raises(TimeoutError):
+        call(read, Deadline(0.3))
     assert no_thread_left()
 
 
