@@ -70,6 +70,7 @@ def write_clip(
     pts: Sequence[int] | None = None,
     offset: int = 0,
     rotation: int = 0,
+    pixel_aspect: tuple[int, int] | None = None,
     audio: bool = False,
     container: dict[str, str] | None = None,
     file_format: str | None = None,
@@ -88,6 +89,8 @@ def write_clip(
         stream.codec_context.thread_count = 1
         stream.options = {**_FAST.get(codec, {}), **(options or {})}
         stream.codec_context.time_base = unit
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = Fraction(*pixel_aspect)
         if rotation and not hasattr(stream, "set_display_rotation"):
             pytest.skip("this PyAV cannot write a rotation")
         if rotation:

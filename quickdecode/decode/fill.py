@@ -97,7 +97,11 @@ def fill(
     @contextmanager
     def worker(stop: Stop) -> Iterator[Callable[[Block], Iterator[list[int]]]]:
         pictures = PictureWriter(
-            *order.size, rotation=media.info.rotation, resize=order.resize, interpolation=order.interpolation
+            *order.size,
+            rotation=media.info.rotation,
+            mirrored=media.info.mirrored,
+            resize=order.resize,
+            interpolation=order.interpolation,
         )
         writer = _RowWriter(buffer, pictures)
         with ExitStack() as open_things:

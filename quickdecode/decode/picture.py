@@ -24,8 +24,10 @@ GBRP_PLANES = (2, 0, 1)
 class PictureWriter:
     """Writes frames into pictures (3, H, W) of one size; belongs to one thread, since it keeps one scaler."""
 
-    def __init__(self, height: int, width: int, *, rotation: int, resize: bool, interpolation: str) -> None:
-        self._turns = rotation // 90
+    def __init__(
+        self, height: int, width: int, *, rotation: int, mirrored: bool, resize: bool, interpolation: str
+    ) -> None:
+        self._turns, self._mirrored = rotation // 90, mirrored
         self._resize = resize
         self._interpolation = interpolation.upper()
         self._height, self._width = (width, height) if self._turns % 2 else (height, width)
@@ -41,12 +43,16 @@ class PictureWriter:
     def _write_planar(self, frame: Any, target: Pixels) -> None:
         planes = self._reformat(frame, "gbrp", self._interpolation).planes
         for channel, plane in zip(target, GBRP_PLANES, strict=True):
-            np.copyto(channel, np.rot90(self._pixels(planes[plane], self._width), self._turns))
+            np.copyto(channel, self._turned(self._pixels(planes[plane], self._width)))
 
     def _write_exact(self, frame: Any, target: Pixels) -> None:
         packed = self._pixels(self._reformat(frame, "rgb24", None).planes[0], self._width * 3)
         picture = packed.reshape(self._height, self._width, 3)
-        np.copyto(target, np.rot90(picture, self._turns).transpose(2, 0, 1))
+        np.copyto(target, self._turned(picture).transpose(2, 0, 1))
+
+    def _turned(self, picture: Pixels) -> Pixels:
+        turned = np.rot90(picture, self._turns)
+        return turned[:, ::-1] if self._mirrored else turned
 
     def _reformat(self, frame: Any, pixel_format: str, interpolation: str | None) -> Any:
         return self._reformatter.reformat(

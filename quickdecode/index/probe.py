@@ -17,6 +17,7 @@ from ..source.limits import DEFAULT_LIMITS, Limits
 from ..source.source import Source
 from ..threads.pool import Cancelled
 from ..threads.stop import Stop
+from .orientation import display_orientation
 from .packets import FrameIndex, PacketLog, Way, table_index
 from .sequential import all_frames, video_stream
 from .skip import skips_unreferenced
@@ -38,6 +39,11 @@ class VideoInfo:
     width: int
     rotation: int
     """Degrees by which stored pictures are turned counter-clockwise for display: 0, 90, 180 or 270."""
+    mirrored: bool
+    """Whether they are then mirrored, left to right."""
+    pixel_aspect: float
+    """Width of a delivered pixel over its height; other than 1, frames have to be stretched to look right. They are
+    delivered as they are, as by other readers."""
     num_frames: int
     """Frames that a sequential decode yields, hidden edit-list frames not counted."""
     fps: float
@@ -167,13 +173,16 @@ def _facts(container: Any, stream: Any, first: Any) -> dict[str, Any]:
     """Everything that must be read while the container is open: its streams' memory goes away with it."""
     rate = stream.average_rate or stream.guessed_rate
     codec = str(stream.codec_context.name)
+    rotation, mirrored = display_orientation(first)
     return {
         "container": str(container.format.name),
         "codec": codec,
         "pixel_format": str(first.format.name),
         "height": int(first.height),
         "width": int(first.width),
-        "rotation": round(first.rotation / 90) * 90 % 360,
+        "rotation": rotation,
+        "mirrored": mirrored,
+        "pixel_aspect": stream.sample_aspect_ratio or Fraction(1),
         "time_base": Fraction(stream.time_base),
         "rate": Fraction(rate) if rate and rate > 0 else FALLBACK_FPS,
         "skips": skips_unreferenced(codec, stream.codec_context.extradata),
@@ -222,6 +231,8 @@ def _media(
         height=facts["width"] if turned else facts["height"],
         width=facts["height"] if turned else facts["width"],
         rotation=facts["rotation"],
+        mirrored=facts["mirrored"],
+        pixel_aspect=float(1 / facts["pixel_aspect"] if turned else facts["pixel_aspect"]),
         num_frames=len(pts),
         fps=_average_fps(len(pts), duration, facts["rate"]),
         duration_seconds=duration,
