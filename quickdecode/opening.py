@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from .decode.block import Mismatch
 from .decode.picture import INTERPOLATIONS
+from .decode.resize import ANTIALIASED, RESIZES, torchvision_resize
 from .errors import DecodeError, LimitError, QuickDecodeError, ReadTimeoutError, RequestError
 from .index.packets import Way
 from .index.probe import Media, inspect
@@ -31,6 +32,7 @@ class Options:
     limits: Limits
     interpolation: str
     stream: int
+    resize: str
 
     @staticmethod
     def of(
@@ -40,6 +42,7 @@ class Options:
         limits: Limits = DEFAULT_LIMITS,
         interpolation: str = "bicubic",
         stream: int = 0,
+        resize: str = "fast",
     ) -> Options:
         """Check the arguments of the same names. Raises RequestError."""
         if workers is None:
@@ -55,11 +58,26 @@ class Options:
         if not isinstance(limits, Limits):
             raise RequestError(f"limits={limits!r}; it must be a quickdecode.Limits.")
         stream = whole_number("stream", stream, at_least=0)
-        return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation, stream)
+        check_resize(resize, interpolation)
+        return Options(workers, on_error, Deadline(timeout_seconds), limits, interpolation, stream, resize)
 
     def restarted(self) -> Options:
         """The same with as much time as in the beginning."""
         return replace(self, deadline=Deadline(self.deadline.seconds))
+
+
+def check_resize(resize: str, interpolation: str = "bicubic") -> None:
+    """Raises RequestError if there is no such way of resizing, or it cannot be used here."""
+    if resize not in RESIZES:
+        raise RequestError(f"resize={resize!r}; it must be one of {', '.join(RESIZES)}.")
+    if resize == "fast":
+        return
+    if interpolation not in ANTIALIASED:
+        raise RequestError(
+            f"interpolation={interpolation!r} with resize={resize!r}; torchvision's antialiased resize is one of "
+            f'{", ".join(ANTIALIASED)}; ask for one of these, or for resize="fast".'
+        )
+    torchvision_resize(resize, interpolation)
 
 
 def checked_size(size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -83,6 +83,7 @@ def read_video(
     end_seconds: float | None = None,
     size: tuple[int, int] | None = None,
     interpolation: str = "bicubic",
+    resize: str = "fast",
     stream: int = 0,
     workers: int | None = None,
     on_error: str = "raise",
@@ -100,8 +101,13 @@ def read_video(
         at_seconds: the frames on screen at these times, in this order. With none of the four, every frame.
         start_seconds, end_seconds: only frames that start in this range; 0 is the start of the first frame.
         size: (height, width) to resize to, after rotation; None keeps the file's size. Frames of the file's
-            size are bit-equal to PyAV's `to_ndarray(format="rgb24")`; others are resized by swscale.
-        interpolation: how to resize: "bicubic", "area", "bilinear" or "lanczos".
+            size are bit-equal to PyAV's `to_ndarray(format="rgb24")`, turned. Where the resolution changes within
+            the file, each frame is resized to `size`, or to the first picture's size, from what is stored.
+        interpolation: how to resize: "bicubic", "bilinear", or with resize="fast" also "area" or "lanczos".
+        resize: "fast": by swscale, straight from the stored planes. "antialiased": the full-size frame put through
+            the antialiased resize of torchvision.transforms.v2, bit for bit what transformers makes of it. "exact":
+            through that of torchvision.transforms, bit for bit what qwen-vl-utils makes of it. What they cost and
+            how far apart they are: examples/guides/reading.md.
         stream: which of the file's video streams, cover pictures not counted.
         workers: threads to decode on; None means the cores that this process may use, shared with other reads under
             way (see threads/cores.py).
@@ -120,7 +126,7 @@ def read_video(
     torch.Size([64, 3, 252, 448])
     """
     request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
-    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream)
+    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
     return read_chosen(source, requested(request, checked_size(size), options), options)
 
 
@@ -201,7 +207,8 @@ def _decode(
     frames = empty_frames(info.name, (len(wanted), 3, height, width), options.limits)
     given = [min(max(frame, 0), info.num_frames - 1) for frame in wanted]
     nearest = options.on_error == "nearest"
-    order = Order(media, given, (height, width), Whole(frames.numpy()), options.interpolation, nearest)
+    buffer = Whole(frames.numpy())
+    order = Order(media, given, (height, width), buffer, options.resize, options.interpolation, nearest)
     with (
         shared_cores(options.workers) as workers,
         fill(order, workers=workers, deadline=options.deadline, decoders=decoders) as filled,

@@ -36,6 +36,7 @@ class VideoReader:
         *,
         size: tuple[int, int] | None = None,
         interpolation: str = "bicubic",
+        resize: str = "fast",
         stream: int = 0,
         workers: int | None = None,
         on_error: str = "raise",
@@ -43,7 +44,7 @@ class VideoReader:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Arguments and errors are those of read_video; `timeout_seconds` bounds each read, and the opening."""
-        self._options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream)
+        self._options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
         self._size = checked_size(size)
         with in_time(source, self._options):
             self._media = look(resolved_in_time(source, self._options), Way.TABLE, None, self._options)

@@ -152,7 +152,8 @@ class Reading:
         nearest = options.on_error == "nearest"
         with in_time(stream.source, options), shared_cores(options.workers) as workers:
             self.ring = Ring(picture, len(wanted), stream.block_frames, workers)
-            order = Order(stream.media, wanted, stream.size, self.ring, options.interpolation, nearest, stream.replaced)
+            how = options.resize, options.interpolation
+            order = Order(stream.media, wanted, stream.size, self.ring, *how, nearest, stream.replaced)
             self._crew = fill(order, workers=workers, deadline=options.deadline)
         self._reports = iter(self._crew)
         self._process = os.getpid()
@@ -227,6 +228,7 @@ def stream_video(
     end_seconds: float | None = None,
     size: tuple[int, int] | None = None,
     interpolation: str = "bicubic",
+    resize: str = "fast",
     stream: int = 0,
     workers: int | None = None,
     on_error: str = "raise",
@@ -243,7 +245,7 @@ def stream_video(
     """
     request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
     block_frames = whole_number("block_frames", block_frames, at_least=1)
-    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream)
+    options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
     video = VideoStream(source, requested(request, checked_size(size), options), block_frames, options)
     if not video.ascending:
         raise RequestError("the frames asked for are not in ascending order; sort them, or use read_video.")

@@ -66,15 +66,17 @@ class Order:
     size: tuple[int, int]
     """Height and width to deliver."""
     buffer: Buffer
+    resize: str = "fast"
     interpolation: str = "bicubic"
-    """How to resize: one of picture.INTERPOLATIONS."""
+    """How to resize: one of resize.RESIZES, one of picture.INTERPOLATIONS."""
     nearest: bool = False
     """Whether frames that cannot be decoded are replaced by the nearest one."""
     replaced: dict[int, int] = field(default_factory=dict)
     """Filled in: wanted frame -> frame given instead."""
 
     @property
-    def resize(self) -> bool:
+    def resized(self) -> bool:
+        """Whether frames are to be of another size than the file's."""
         info = self.media.info
         return self.size != (info.height, info.width)
 
@@ -100,6 +102,7 @@ def fill(
             *order.size,
             rotation=media.info.rotation,
             mirrored=media.info.mirrored,
+            resized=order.resized,
             resize=order.resize,
             interpolation=order.interpolation,
         )

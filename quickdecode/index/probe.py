@@ -29,7 +29,11 @@ FALLBACK_FPS = Fraction(25)
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts about a file's video stream. Sizes are those of the frames as delivered, rotation applied."""
+    """Facts about a file's video stream. Sizes are those of the frames as delivered, rotation applied.
+
+    They are the first picture's. Where the resolution changes later on, every frame is brought to one size: the one
+    that was asked for, or else the first picture's.
+    """
 
     name: str
     container: str

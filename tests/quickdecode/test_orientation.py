@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import av
@@ -13,37 +12,7 @@ from av.bitstream import BitStreamFilterContext
 
 import quickdecode
 from tests.clips import ClipMaker, sequential_rgb
-
-ONE, HALF = 1 << 16, 46341  # 16.16 fixed point; sin 45 degrees
-MATRICES = {
-    "as stored": (1, 0, 0, 1),
-    "a quarter": (0, -1, 1, 0),
-    "a half": (-1, 0, 0, -1),
-    "three quarters": (0, 1, -1, 0),
-    "mirrored left to right": (-1, 0, 0, 1),
-    "mirrored top to bottom": (1, 0, 0, -1),
-    "mirrored along one diagonal": (0, 1, 1, 0),
-    "mirrored along the other": (0, -1, -1, 0),
-}
-
-
-def with_matrix(source: Path, target: Path, a: int, b: int, c: int, d: int) -> Path:
-    """`source`, an MP4, with another matrix in its track header."""
-    data = source.read_bytes()
-    start = data.index(b"tkhd") + 4 + 4 + 20 + 16  # version 0: flags, times and ids, reserved to volume
-    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    target.write_bytes(data[:start] + matrix + data[start + len(matrix) :])
-    return target
-
-
-def displayed(picture: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
-    """By the matrix's definition, pixel by pixel."""
-    y, x = np.indices(picture.shape[:2])
-    column, row = a * x + c * y, b * x + d * y
-    column, row = column - column.min(), row - row.min()
-    shown = np.empty((row.max() + 1, column.max() + 1, 3), np.uint8)
-    shown[row, column] = picture
-    return shown
+from tests.quickdecode.pictures import HALF, MATRICES, ONE, displayed, with_matrix
 
 
 @pytest.mark.parametrize("name", MATRICES)
