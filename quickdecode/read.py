@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,12 +12,13 @@ import torch
 from .decode.block import Mismatch
 from .decode.fill import Order, Whole, fill
 from .decode.kept import Decoders
-from .errors import LimitError, QuickDecodeError
+from .decode.room import NEW, Room
+from .errors import QuickDecodeError, RequestError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
 from .plan.sample import Request, frame_indices
-from .source.limits import DEFAULT_LIMITS, LESS, Limits
+from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
 from .threads.cores import shared_cores
 from .threads.pool import Crew
@@ -30,7 +30,7 @@ class DecodedVideo:
     """Frames of a video with what is known about them."""
 
     frames: torch.Tensor
-    """(T, 3, H, W) uint8, RGB."""
+    """(T, 3, H, W) uint8, RGB; with layout="NHWC" (T, H, W, 3)."""
     indices: list[int]
     """(T,) number of each frame in a sequential decode of the file."""
     timestamps: list[float]
@@ -84,6 +84,8 @@ def read_video(
     size: tuple[int, int] | None = None,
     interpolation: str = "bicubic",
     resize: str = "fast",
+    layout: str = "NCHW",
+    out: torch.Tensor | None = None,
     stream: int = 0,
     workers: int | None = None,
     on_error: str = "raise",
@@ -108,6 +110,9 @@ def read_video(
             the antialiased resize of torchvision.transforms.v2, bit for bit what transformers makes of it. "exact":
             through that of torchvision.transforms, bit for bit what qwen-vl-utils makes of it. What they cost and
             how far apart they are: examples/guides/reading.md.
+        layout: of the frames, "NCHW" or "NHWC" (channels last, as NumPy and OpenCV programs have it).
+        out: a uint8 tensor on the CPU, of the shape that will be returned, to put the frames into. After an
+            error its content is undefined; after a ReadTimeoutError a thread that is stuck may still write to it.
         stream: which of the file's video streams, cover pictures not counted.
         workers: threads to decode on; None means the cores that this process may use, shared with other reads under
             way (see threads/cores.py).
@@ -127,14 +132,17 @@ def read_video(
     """
     request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
     options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
-    return read_chosen(source, requested(request, checked_size(size), options), options)
+    return read_chosen(source, requested(request, checked_size(size), options), options, Room.of(layout, out))
 
 
 def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[DecodedVideo]:
     """read_video for several sources at once, within one budget of workers; answers in the order of `sources`.
 
-    Takes the keyword arguments of read_video, for all sources alike, and raises the first error in that order.
+    Takes the keyword arguments of read_video but `out`, for all sources alike, and raises the first error in that
+    order.
     """
+    if arguments.get("out") is not None:
+        raise RequestError("out= is for one video; call read_video for each source, or let the tensors be made.")
     listed = list(sources)
     answers: list[DecodedVideo | Exception | None] = [None] * len(listed)
     with shared_cores(Options.of(arguments.pop("workers", None)).workers) as workers:
@@ -175,7 +183,9 @@ def requested(request: Request, size: tuple[int, int] | None, options: Options) 
     return lambda media: (frame_indices(request, media, clamp=clamp), size)
 
 
-def read_chosen(source: VideoSource, choose: Callable[[Media], Choice], options: Options) -> DecodedVideo:
+def read_chosen(
+    source: VideoSource, choose: Callable[[Media], Choice], options: Options, room: Room = NEW
+) -> DecodedVideo:
     """Decode the frames and to the size that `choose` names once the file is known.
 
     A file that turns out not to be what its index says is read again, its frames numbered in a surer way, and
@@ -183,31 +193,33 @@ def read_chosen(source: VideoSource, choose: Callable[[Media], Choice], options:
     """
     with in_time(source, options):
         resolved = resolved_in_time(source, options)
-        return read_media(look(resolved, Way.TABLE, None, options), choose, options)[0]
+        return read_media(look(resolved, Way.TABLE, None, options), choose, options, room=room)[0]
 
 
 def read_media(
-    media: Media, choose: Callable[[Media], Choice], options: Options, decoders: Decoders | None = None
+    media: Media,
+    choose: Callable[[Media], Choice],
+    options: Options,
+    decoders: Decoders | None = None,
+    room: Room = NEW,
 ) -> tuple[DecodedVideo, Media]:
     """read_chosen of a file that has been looked at, and what it has turned out to be."""
     while True:
         try:
-            return _decode(media, *choose(media), options, decoders), media
+            return _decode(media, choose(media), options, decoders, room), media
         except Mismatch as mismatch:
             media = look_closer(media, mismatch, options)
 
 
-def _decode(
-    media: Media, wanted: list[int], size: tuple[int, int] | None, options: Options, decoders: Decoders | None
-) -> DecodedVideo:
-    info = media.info
+def _decode(media: Media, choice: Choice, options: Options, decoders: Decoders | None, room: Room) -> DecodedVideo:
+    info, (wanted, size) = media.info, choice
     height, width = size or (info.height, info.width)
     options.limits.check_size(info.name, height, width)
     options.limits.check_count(info.name, len(wanted))
-    frames = empty_frames(info.name, (len(wanted), 3, height, width), options.limits)
+    frames = room.make(info.name, len(wanted), height, width, options.limits)
     given = [min(max(frame, 0), info.num_frames - 1) for frame in wanted]
     nearest = options.on_error == "nearest"
-    buffer = Whole(frames.numpy())
+    buffer = Whole(room.pictures(frames).numpy())
     order = Order(media, given, (height, width), buffer, options.resize, options.interpolation, nearest)
     with (
         shared_cores(options.workers) as workers,
@@ -218,12 +230,3 @@ def _decode(
     indices = [order.replaced.get(frame, frame) for frame in given]
     replaced = {asked: shown for asked, shown in zip(wanted, indices, strict=True) if asked != shown}
     return DecodedVideo(frames, indices, media.seconds[indices].tolist(), info, replaced)
-
-
-def empty_frames(name: str, shape: tuple[int, int, int, int], limits: Limits, *, pinned: bool = False) -> torch.Tensor:
-    """Room for so many frames, uint8. Raises LimitError if they are too many bytes, or there is no room."""
-    limits.check_delivered(name, math.prod(shape))
-    try:
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-    except RuntimeError as error:  # how torch says so
-        raise LimitError(f"{name}: no room for {math.prod(shape):,} bytes of frames ({error}); {LESS}.") from error

@@ -13,12 +13,13 @@ import torch
 from .decode.block import Mismatch
 from .decode.fill import Order, fill
 from .decode.ring import Ring, ring_bytes
+from .decode.room import empty_frames
 from .errors import DecodeError, RequestError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
 from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
 from .plan.sample import Request, whole_number
-from .read import Choice, empty_frames, requested
+from .read import Choice, requested
 from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
 from .threads.cores import shared_cores
