@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from ..errors import HostError
+from ..opening import check_resize
 from .qwen_vl_utils import QwenUtils
 from .transformers import Transformers
 from .video_processor import VideoProcessor
@@ -14,10 +15,11 @@ from .video_processor import VideoProcessor
 class Host(Protocol):
     """A library whose video reading can be taken over."""
 
-    streams: bool
-    """Whether it has been taken over by a reader that streams."""
+    @property
+    def streams(self) -> bool:
+        """Whether it has been taken over by a reader that streams."""
 
-    def install(self, *, stream: bool) -> None:
+    def install(self, *, stream: bool, resize: str) -> None:
         """Take over, if it is not so already. Raises HostError, before any change, if a seam is absent."""
 
     def remove(self) -> None:
@@ -35,22 +37,29 @@ VIDEO_PROCESSOR = VideoProcessor()
 """Between the readers and the model; taken over while anything streams."""
 
 
-def register(*hosts: str, stream: bool = False) -> list[str]:
+def register(*hosts: str, stream: bool = False, resize: str = "antialiased") -> list[str]:
     """Make these libraries (by default all supported ones that are installed) read videos with quickdecode.
 
     With `stream`, videos are returned at once, as tensors whose frames are still being decoded. A processor of the
     Qwen2-VL family passes them on as such, and a model that prefills by groups takes frames as they come; whatever
-    else touches such a tensor waits for the whole video. Calling again with another `stream` switches.
+    else touches such a tensor waits for the whole video.
 
-    Returns the names of the libraries served. Raises HostError if one is unknown, missing, or lacks what has
-    to be replaced; nothing is changed in it then.
+    Frames are resized on the threads that decode them, to the size that the library would resize them to. `resize`
+    says how: "antialiased", which is bit for bit what transformers makes of full-size frames and 0.1 to 0.2 grey
+    levels from what qwen-vl-utils makes of them; "exact", bit for bit what either makes of them; or "fast", as in
+    read_video. What each costs: examples/guides/reading.md.
+
+    Calling again with another `stream` or `resize` switches. Returns the names of the libraries served. Raises
+    RequestError if there is no such `resize`; HostError if a library is unknown, missing, or lacks what has to be
+    replaced; nothing is changed in it then.
     """
     _check(hosts)
+    check_resize(resize)
     chosen = list(hosts) or [name for name in HOSTS if find_spec(name) is not None]
     if not chosen:
         raise HostError(f"none of {', '.join(HOSTS)} is installed; install one of them, or call read_video directly.")
     for name in chosen:
-        HOSTS[name].install(stream=stream)
+        HOSTS[name].install(stream=stream, resize=resize)
     _follow(stream=stream)
     return chosen
 

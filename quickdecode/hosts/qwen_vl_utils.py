@@ -62,19 +62,23 @@ class QwenUtils:
         self._package = package
         self._module = module
         self._replaced = Replacements()
-        self.streams = False
+        self._how: tuple[bool, str] | None = None
 
-    def install(self, *, stream: bool = False) -> None:
+    @property
+    def streams(self) -> bool:
+        return self._how is not None and self._how[0]
+
+    def install(self, *, stream: bool = False, resize: str = "antialiased") -> None:
         """Make the package read with quickdecode. Raises HostError, before any change, if a seam is absent."""
-        if self._replaced and self.streams == stream:
+        if self._replaced and self._how == (stream, resize):
             return
         host = self._host()
         self.remove()
-        self.streams = stream
+        self._how = stream, resize
         original, readers = host.fetch_video, host.VIDEO_READER_BACKENDS
         fetch_video = _telling_patch_size(original, host)
         self._replaced.afterwards(host.get_video_reader_backend.cache_clear)
-        self._replaced.item(readers, NAME, functools.partial(read, host, stream=stream))
+        self._replaced.item(readers, NAME, functools.partial(read, host, stream=stream, resize=resize))
         self._replaced.item(readers, "torchvision", _raising_our_error(readers["torchvision"]))
         self._replaced.attribute(host, "FORCE_QWENVL_VIDEO_READER", NAME)
         for holder in self._holders(host):
@@ -85,7 +89,7 @@ class QwenUtils:
     def remove(self) -> None:
         """Put back what install() replaced, except where somebody else has replaced it since."""
         self._replaced.undo()
-        self.streams = False
+        self._how = None
 
     def _holders(self, host: Any) -> list[Any]:
         """The module and the packages above it, which export its functions."""
@@ -109,16 +113,16 @@ class QwenUtils:
         return host
 
 
-def read(host: Any, element: Element, *, stream: bool = False) -> Answer:
+def read(host: Any, element: Element, *, stream: bool = False, resize: str = "antialiased") -> Answer:
     """A reader as the table wants it: frames (T, 3, H, W) uint8, metadata, sampled frames per second."""
     try:
-        return _read(host, element, stream)
+        return _read(host, element, stream, resize)
     except Exception as error:
         _failure.set((element, error))
         raise
 
 
-def _read(host: Any, element: Element, stream: bool) -> Answer:
+def _read(host: Any, element: Element, stream: bool, resize: str) -> Answer:
     total, sample_fps = 0, 0.0
 
     def choose(media: Media) -> Choice:
@@ -128,7 +132,7 @@ def _read(host: Any, element: Element, stream: bool) -> Answer:
         return wanted, _target_size(host, element, media, len(wanted))
 
     # fetch_video resizes what is not of its size, and would wait for every frame to do so.
-    video = read_or_stream(_source(element["video"]), choose, Options.of(), stream=stream, resized=True)
+    video = read_or_stream(_source(element["video"]), choose, Options.of(resize=resize), stream=stream, resized=True)
     metadata = {
         "fps": video.info.fps,
         "frames_indices": video.indices,

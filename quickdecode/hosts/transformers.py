@@ -1,12 +1,14 @@
 """Everything that quickdecode knows about transformers' own video loading.
 
-install() replaces two things, remove() puts them back:
+install() replaces three things, remove() puts them back:
 
     video_utils.VIDEO_DECODERS["quickdecode"]   for `load_video(..., backend="quickdecode")`
     BaseVideoProcessor.fetch_videos             what processors call for a path or URL (apply_chat_template,
                                                 pipelines); the original wants torchcodec, or raises ImportError
+    BaseVideoProcessor.preprocess               the original, noting what it is called with, so that frames can be
+                                                resized while they are decoded (target.py)
 
-Which frames are read is decided by the processor, as with any other backend.
+Which frames are read, and to which size, is decided by the processor, as with any other backend.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from ..lazy.frames import read_or_stream
 from ..opening import Options
 from ..read import Choice
 from ..source.source import VideoSource, is_web
+from . import target
 from .replace import Replacements
 
 NAME = "quickdecode"
@@ -38,34 +41,47 @@ class Transformers:
 
     def __init__(self) -> None:
         self._replaced = Replacements()
-        self.streams = False
+        self._how: tuple[bool, str] | None = None
 
-    def install(self, *, stream: bool = False) -> None:
+    @property
+    def streams(self) -> bool:
+        return self._how is not None and self._how[0]
+
+    def install(self, *, stream: bool = False, resize: str = "antialiased") -> None:
         """Make transformers read with quickdecode. Raises HostError, before any change, if a seam is absent."""
-        if self._replaced and self.streams == stream:
+        if self._replaced and self._how == (stream, resize):
             return
         utils, processing = _modules()
         self.remove()
-        self.streams = stream
-        self._replaced.item(utils.VIDEO_DECODERS, NAME, functools.partial(read_video_quickdecode, stream=stream))
-        holder = next(cls for cls in processing.BaseVideoProcessor.__mro__ if "fetch_videos" in vars(cls))
-        self._replaced.attribute(holder, "fetch_videos", _fetch_videos(utils))
+        self._how = stream, resize
+        decoder = functools.partial(read_video_quickdecode, stream=stream, resize=resize)
+        self._replaced.item(utils.VIDEO_DECODERS, NAME, decoder)
+        base = processing.BaseVideoProcessor
+        for name, replacement in (("fetch_videos", _fetch_videos(utils)), ("preprocess", _preprocess(base.preprocess))):
+            holder = next(cls for cls in base.__mro__ if name in vars(cls))
+            self._replaced.attribute(holder, name, replacement)
 
     def remove(self) -> None:
         """Put back what install() replaced, except where somebody else has replaced it since."""
         self._replaced.undo()
-        self.streams = False
+        self._how = None
 
 
 def read_video_quickdecode(
-    video_path: VideoSource, sample_indices_fn: Callable[..., Any], stream: bool = False, **options: Any
+    video_path: VideoSource,
+    sample_indices_fn: Callable[..., Any],
+    stream: bool = False,
+    resize: str = "antialiased",
+    **options: Any,
 ) -> tuple[torch.Tensor, Any]:
     """A decoder as VIDEO_DECODERS wants it: frames (T, 3, H, W) uint8, and a VideoMetadata.
 
-    `sample_indices_fn(metadata=..., **options)` names the frames.
+    `sample_indices_fn(metadata=..., **options)` names the frames. Called by a processor, it delivers them of the size
+    that this one wants; the processor's own resize then has nothing to do.
     """
     utils, _ = _modules()
     metadata: Any = None
+    how = None if resize != "fast" and target.resizes_elsewhere() else target.interpolation()
 
     def choose(media: Media) -> Choice:
         nonlocal metadata
@@ -79,9 +95,12 @@ def read_video_quickdecode(
             video_backend=NAME,
         )
         metadata.frames_indices = sample_indices_fn(metadata=metadata, **options)
-        return [int(index) for index in metadata.frames_indices], None
+        indices = [int(index) for index in metadata.frames_indices]
+        return indices, None if how is None else target.target_size(len(indices), info.height, info.width, how)
 
-    video = read_or_stream(video_path, choose, Options.of(), stream=stream)
+    # Its own resize is torchvision's second one, so that is what "exact" means here.
+    ours = "fast" if resize == "fast" else "antialiased"
+    video = read_or_stream(video_path, choose, Options.of(interpolation=how or "bicubic", resize=ours), stream=stream)
     return video.frames, metadata
 
 
@@ -97,6 +116,18 @@ def _fetch_videos(utils: Any) -> Callable[..., Any]:
     return fetch_videos
 
 
+def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def preprocess(self: Any, videos: Any, **kwargs: Any) -> Any:
+        token = target.call.set((self, original, kwargs))
+        try:
+            return original(self, videos, **kwargs)
+        finally:
+            target.call.reset(token)
+
+    return preprocess
+
+
 def _modules() -> list[Any]:
     modules, absent = [], []
     for name, attributes in SEAMS.items():
@@ -106,8 +137,11 @@ def _modules() -> list[Any]:
             raise HostError(f"{name} cannot be imported ({error}); install transformers >= 4.57.") from error
         modules.append(module)
         absent += [f"{name}.{attribute}" for attribute in attributes if not hasattr(module, attribute)]
-    if not absent and not hasattr(modules[1].BaseVideoProcessor, "fetch_videos"):
-        absent.append("BaseVideoProcessor.fetch_videos")
+    if not absent:
+        processor = modules[1].BaseVideoProcessor
+        absent += [
+            f"BaseVideoProcessor.{name}" for name in ("fetch_videos", "preprocess") if not hasattr(processor, name)
+        ]
     if absent:
         raise HostError(f"transformers lacks {', '.join(absent)}; install transformers >= 4.57.")
     return modules

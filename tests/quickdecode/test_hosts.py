@@ -91,6 +91,24 @@ def test_unknown_host() -> None:
         quickdecode.unregister("moviepy")
 
 
+def test_unknown_resize_is_refused_before_any_change() -> None:
+    before = snapshot()
+    with pytest.raises(quickdecode.RequestError, match="resize='best'; it must be one of fast, antialiased, exact"):
+        quickdecode.register("qwen_vl_utils", resize="best")
+    assert snapshot() == before
+
+
+def test_registering_again_switches_the_resize() -> None:
+    before = snapshot()
+    readers = []
+    for resize in ("exact", "exact", "fast"):
+        quickdecode.register("qwen_vl_utils", resize=resize)
+        readers.append(vision_process.VIDEO_READER_BACKENDS["quickdecode"])
+    assert readers[0] is readers[1] is not readers[2]
+    quickdecode.unregister()
+    assert snapshot() == before
+
+
 def test_absent_seam_is_reported_before_any_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(vision_process, "smart_nframes")
     before = snapshot()

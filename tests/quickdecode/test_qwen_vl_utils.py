@@ -18,26 +18,31 @@ from qwen_vl_utils import process_vision_info, vision_process
 
 import quickdecode
 from tests.clips import ClipMaker, read_number, sequential_rgb
+from tests.quickdecode.pictures import PICTURES, build_picture, stock_frames
 
 Element = dict[str, Any]
 
 
+def channels_first(frames: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
 def plain_reader(element: Element) -> tuple[torch.Tensor, dict[str, Any], float]:
     """What the library's decord and torchcodec readers do, on top of a decode of every frame with PyAV."""
-    frames = sequential_rgb(element["video"])
+    path = Path(element["video"])
+    frames = stock_frames(path) if path.name.startswith("picture-") else channels_first(sequential_rgb(path))
     with av.open(element["video"]) as container:
         video_fps = float(container.streams.video[0].average_rate)
     start, end, total = vision_process.calculate_video_frame_range(element, len(frames), video_fps)
     count = vision_process.smart_nframes(element, total_frames=total, video_fps=video_fps)
     indices = torch.linspace(start, end, count).round().long().tolist()
-    video = torch.from_numpy(np.stack([frames[i] for i in indices])).permute(0, 3, 1, 2)
     metadata = {
         "fps": video_fps,
         "frames_indices": indices,
         "total_num_frames": total,
         "video_backend": "plain",
     }
-    return video, metadata, count / max(total, 1e-6) * video_fps
+    return frames[indices], metadata, count / max(total, 1e-6) * video_fps
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +56,7 @@ def served() -> Iterator[None]:
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
     """Fetch one element with the plain reader and with quickdecode."""
 
-    def fetch(element: Element, **options: Any) -> tuple[Any, Any]:
+    def fetch(element: Element, resize: str = "antialiased", **options: Any) -> tuple[Any, Any]:
         flags = {"return_video_sample_fps": True, "return_video_metadata": True}
         quickdecode.unregister()
         with monkeypatch.context() as patch:
@@ -59,7 +64,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
             patch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", "plain")
             vision_process.get_video_reader_backend.cache_clear()
             expected = vision_process.fetch_video(element, **flags, **options)
-        quickdecode.register("qwen_vl_utils")
+        quickdecode.register("qwen_vl_utils", resize=resize)
         return expected, vision_process.fetch_video(element, **flags, **options)
 
     return fetch
@@ -95,7 +100,21 @@ def test_same_answer_as_a_plain_reader(
     assert metadata == {**facts, "video_backend": "quickdecode"}
     assert sample_fps == rate
     assert [read_number(frame) for frame in video] == metadata["frames_indices"]
-    assert (video - expected).abs().mean() < 2.5  # a saturated pattern, see picture.py
+    assert (video - expected).abs().mean() < 0.3
+    (_, _), ((exact, _), _) = both(element, image_patch_size=patch_size, resize="exact")
+    assert torch.equal(exact, expected)
+    (_, _), ((fast, _), _) = both(element, image_patch_size=patch_size, resize="fast")
+    assert (fast - expected).abs().mean() < 2.5  # a saturated pattern
+
+
+@pytest.mark.parametrize("patch_size", [14, 16])
+@pytest.mark.parametrize("name", PICTURES)
+def test_exact_is_bit_equal_to_the_stock_resize(
+    clip_folder: Path, both: Callable[..., tuple[Any, Any]], name: str, patch_size: int
+) -> None:
+    element = {"video": str(build_picture(clip_folder, name)), "nframes": 4}
+    ((expected, _), _), ((video, _), _) = both(element, image_patch_size=patch_size, resize="exact")
+    assert torch.equal(video, expected)
 
 
 @pytest.mark.parametrize("size", [(96, 160), (40, 900), (33, 47), (300, 300), (14, 2600)])

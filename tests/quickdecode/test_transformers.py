@@ -117,14 +117,15 @@ def test_our_error_reaches_the_user(processor: Any, tmp_path: Path) -> None:
 
 def test_unregister_restores_everything() -> None:
     quickdecode.unregister()
-    holders = [cls for cls in BaseVideoProcessor.__mro__ if "fetch_videos" in vars(cls)]
-    before = {**video_utils.VIDEO_DECODERS}, [vars(cls)["fetch_videos"] for cls in holders]
+    names = ("fetch_videos", "preprocess")
+    seams = [(cls, name) for cls in BaseVideoProcessor.__mro__ for name in names if name in vars(cls)]
+    before = {**video_utils.VIDEO_DECODERS}, [vars(cls)[name] for cls, name in seams]
     for _ in range(2):
         quickdecode.register("transformers")
     assert before[0] != video_utils.VIDEO_DECODERS
     for _ in range(2):
         quickdecode.unregister()
-    assert ({**video_utils.VIDEO_DECODERS}, [vars(cls)["fetch_videos"] for cls in holders]) == before
+    assert ({**video_utils.VIDEO_DECODERS}, [vars(cls)[name] for cls, name in seams]) == before
 
 
 def test_absent_seam(monkeypatch: pytest.MonkeyPatch) -> None:
