@@ -8,7 +8,9 @@ a copy of that module and is served in the same way):
     VIDEO_READER_BACKENDS["torchvision"]   what fetch_video calls after ANY failure of the chosen reader: raises
                                            our reader's own error if there is one, else does what it always did
     fetch_video                            the original, noting the patch size it works with (readers are not
-                                           told), and given bytes or file objects under a string, as it demands
+                                           told), and given bytes or file objects under a string, as it demands;
+                                           raises our reader's own error too, for others (ms-swift) put a reader of
+                                           theirs under "torchvision"
 
 Frame counts, ranges and sizes come from the library's own helpers and constants, read at each call.
 """
@@ -76,7 +78,7 @@ class QwenUtils:
         self.remove()
         self._how = stream, resize
         original, readers = host.fetch_video, host.VIDEO_READER_BACKENDS
-        fetch_video = _telling_patch_size(original, host)
+        fetch_video = _fetching(original, host)
         self._replaced.afterwards(host.get_video_reader_backend.cache_clear)
         self._replaced.item(readers, NAME, functools.partial(read, host, stream=stream, resize=resize))
         self._replaced.item(readers, "torchvision", _raising_our_error(readers["torchvision"]))
@@ -188,7 +190,7 @@ class _Handle(str):
     source: Any
 
 
-def _telling_patch_size(original: Callable[..., Any], host: Any) -> Callable[..., Any]:
+def _fetching(original: Callable[..., Any], host: Any) -> Callable[..., Any]:
     parameters = signatures.signature(original)
 
     @functools.wraps(original)
@@ -200,11 +202,17 @@ def _telling_patch_size(original: Callable[..., Any], host: Any) -> Callable[...
             handle = _Handle(f"<{type(element['video']).__name__}>")
             handle.source = element["video"]
             call.arguments["ele"] = {**element, "video": handle}
-        token = _image_factor.set(int(call.arguments["image_patch_size"] * host.SPATIAL_MERGE_SIZE))
+        factor = _image_factor.set(int(call.arguments["image_patch_size"] * host.SPATIAL_MERGE_SIZE))
+        failure = _failure.set(None)
         try:
             return original(*call.args, **call.kwargs)
+        except Exception as error:
+            ours = _failure.get()
+            shown = ours[1] if ours is not None and ours[0] is call.arguments["ele"] else error
         finally:
-            _image_factor.reset(token)
+            _failure.reset(failure)
+            _image_factor.reset(factor)
+        raise shown
 
     return fetch_video
 

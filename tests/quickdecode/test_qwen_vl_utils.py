@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from qwen_vl_utils import fetch_video as fetch_video_imported_early
 from qwen_vl_utils import process_vision_info, vision_process
+from transformers import Qwen3VLVideoProcessor
 
 import quickdecode
 from tests.clips import ClipMaker, read_number, sequential_rgb
@@ -52,17 +54,24 @@ def served() -> Iterator[None]:
     quickdecode.unregister()
 
 
+@contextmanager
+def plainly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library with the plain reader."""
+    quickdecode.unregister()
+    with monkeypatch.context() as patch:
+        patch.setitem(vision_process.VIDEO_READER_BACKENDS, "plain", plain_reader)
+        patch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", "plain")
+        vision_process.get_video_reader_backend.cache_clear()
+        yield
+
+
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
     """Fetch one element with the plain reader and with quickdecode."""
 
     def fetch(element: Element, resize: str = "antialiased", **options: Any) -> tuple[Any, Any]:
         flags = {"return_video_sample_fps": True, "return_video_metadata": True}
-        quickdecode.unregister()
-        with monkeypatch.context() as patch:
-            patch.setitem(vision_process.VIDEO_READER_BACKENDS, "plain", plain_reader)
-            patch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", "plain")
-            vision_process.get_video_reader_backend.cache_clear()
+        with plainly(monkeypatch):
             expected = vision_process.fetch_video(element, **flags, **options)
         quickdecode.register("qwen_vl_utils", resize=resize)
         return expected, vision_process.fetch_video(element, **flags, **options)
@@ -115,6 +124,27 @@ def test_exact_is_bit_equal_to_the_stock_resize(
     element = {"video": str(build_picture(clip_folder, name)), "nframes": 4}
     ((expected, _), _), ((video, _), _) = both(element, image_patch_size=patch_size, resize="exact")
     assert torch.equal(video, expected)
+
+
+def test_qwen3_vl_as_its_card_says(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches of 16 pixels, metadata with the frames, and no second resize in the processor."""
+    talk = conversation(str(build_picture(clip_folder, "scene.mp4")), nframes=6)
+    flags = {"image_patch_size": 16, "return_video_kwargs": True, "return_video_metadata": True}
+
+    def inputs() -> Any:
+        images, videos, keys = process_vision_info(talk, **flags)
+        frames, metadata = map(list, zip(*videos, strict=True))
+        assert images is None
+        processor = Qwen3VLVideoProcessor()
+        return processor(frames, video_metadata=metadata, do_resize=False, return_tensors="pt", **keys), metadata
+
+    with plainly(monkeypatch):
+        expected, facts = inputs()
+    quickdecode.register("qwen_vl_utils", resize="exact")
+    given, metadata = inputs()
+    assert metadata == [{**facts[0], "video_backend": "quickdecode"}]
+    assert given["video_grid_thw"].tolist() == expected["video_grid_thw"].tolist() == [[3, 18, 32]]
+    assert torch.equal(given["pixel_values_videos"], expected["pixel_values_videos"])
 
 
 @pytest.mark.parametrize("size", [(96, 160), (40, 900), (33, 47), (300, 300), (14, 2600)])
@@ -213,6 +243,45 @@ def test_damaged_and_one_frame_files(make_clip: ClipMaker, tmp_path: Path) -> No
         process_vision_info(conversation(str(tmp_path / "noise.mp4")))
     with pytest.raises(quickdecode.RequestError, match=r"one\.mp4: .*nframes should in interval \[2, 1\]"):
         process_vision_info(conversation(str(make_clip("one.mp4", frames=1))))
+
+
+def like_swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ms-swift's patch_qwen_vl_utils does to the table: the library's own readers, the source loaded first."""
+    for name in ("torchvision", "decord", "torchcodec"):
+        original = getattr(vision_process, f"_read_video_{name}")
+
+        def read(element: Element, original: Callable[..., Any] = original) -> Any:
+            element["video"] = str(element["video"])
+            return original(element)
+
+        monkeypatch.setattr(vision_process, f"_read_video_{name}", read)
+        monkeypatch.setitem(vision_process.VIDEO_READER_BACKENDS, name, read)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_our_error_reaches_a_user_of_ms_swift(clip: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    quickdecode.unregister()
+    before = {**vision_process.VIDEO_READER_BACKENDS}
+    if first:
+        like_swift(monkeypatch)
+    quickdecode.register("qwen_vl_utils")
+    if not first:
+        like_swift(monkeypatch)
+    for video, keys, message in [
+        ("/nonexistent/talk.mp4", {}, "no such file"),
+        (str(clip), {"nframes": 99}, "nframes"),
+    ]:
+        with pytest.raises(quickdecode.QuickDecodeError, match=message):
+            process_vision_info(conversation(video, **keys))
+    _, videos = process_vision_info(conversation(str(clip), nframes=4))
+    assert [read_number(frame) for frame in videos[0]] == [0, 20, 39, 59]
+    monkeypatch.setitem(vision_process.VIDEO_READER_BACKENDS, "quickdecode", lambda element: 1 / 0)
+    with pytest.raises(Exception, match="read_video|io") as caught:
+        process_vision_info(conversation(str(clip)))
+    assert not isinstance(caught.value, quickdecode.QuickDecodeError)
+    monkeypatch.undo()
+    quickdecode.unregister()
+    assert before == vision_process.VIDEO_READER_BACKENDS
 
 
 def test_other_readers_fail_as_they_always_did(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
