@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from ..errors import HostError
-from ..lazy.tensor import LazyTensor, Piece, joined
+from ..lazy.rows import Piece
+from ..lazy.tensor import LazyTensor, joined
 from .replace import Replacements
 
 MODULE = "transformers.models.qwen2_vl.video_processing_qwen2_vl"

@@ -16,7 +16,8 @@ from ..opening import Options
 from ..read import Choice, DecodedVideo, read_chosen
 from ..source.source import VideoSource
 from ..stream import Reading, VideoStream
-from .tensor import LazyTensor, Piece
+from .rows import Piece
+from .tensor import LazyTensor
 from .transfer import to_device, wants_pinned
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ __all__ = ["FACTS", "JOINING", "METHODS"]
 
 
 def _to(self: Any, *args: Any, copy: bool = False, **kwargs: Any) -> Any:
-    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-    return _moved(self, device, dtype, copy)
+    device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    return _moved(self, device, dtype, copy) if _in_rows(memory_format) else NotImplemented
 
 
 def _moved(self: Any, device: Any = None, dtype: Any = None, copy: bool = False) -> Any:
@@ -26,12 +26,27 @@ def _moved(self: Any, device: Any = None, dtype: Any = None, copy: bool = False)
     return self if same and not copy else self.copied(device, dtype)
 
 
-def _type(self: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
-    return _moved(self, dtype=dtype) if isinstance(dtype, torch.dtype) else NotImplemented
+def _in_rows(memory_format: torch.memory_format | None) -> bool:
+    """Whether a tensor of this format lies row after row, as these do."""
+    return memory_format in (None, torch.preserve_format, torch.contiguous_format)
 
 
-def _cuda(self: Any, device: Any = None, non_blocking: bool = False, **options: Any) -> Any:
+def _type(self: Any, dtype: Any = None, non_blocking: bool = False, memory_format: Any = None) -> Any:
+    known = isinstance(dtype, torch.dtype) and _in_rows(memory_format)
+    return _moved(self, dtype=dtype) if known else NotImplemented
+
+
+def _cuda(self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = None) -> Any:
+    if not _in_rows(memory_format):
+        return NotImplemented
     return _moved(self, torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
+
+
+def _moving(device: str | None = None, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+    def method(self: Any, memory_format: Any = None) -> Any:
+        return _moved(self, device, dtype) if _in_rows(memory_format) else NotImplemented
+
+    return method
 
 
 def _getitem(self: Any, index: Any) -> Any:
@@ -67,12 +82,12 @@ def _repeat(self: Any, *sizes: Any) -> Any:
     return self.repeated(sizes[0]) if lazily and set(sizes[1:]) <= {1} else NotImplemented
 
 
-def _own_memory(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return NotImplemented if kwargs else self.copied()
+def _own_memory(self: Any, *, memory_format: Any = None) -> Any:
+    return self.copied() if _in_rows(memory_format) else NotImplemented
 
 
-def _itself(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return NotImplemented if args or kwargs else self
+def _itself(self: Any, *args: Any, memory_format: Any = None) -> Any:
+    return NotImplemented if args or not _in_rows(memory_format) else self
 
 
 _T = torch.Tensor
@@ -80,11 +95,11 @@ METHODS: dict[Any, Callable[..., Any]] = {
     _T.to: _to,
     _T.type: _type,
     _T.cuda: _cuda,
-    _T.cpu: lambda self, **options: _moved(self, "cpu"),
-    _T.float: lambda self, **options: _moved(self, dtype=torch.float32),
-    _T.double: lambda self, **options: _moved(self, dtype=torch.float64),
-    _T.half: lambda self, **options: _moved(self, dtype=torch.float16),
-    _T.bfloat16: lambda self, **options: _moved(self, dtype=torch.bfloat16),
+    _T.cpu: _moving("cpu"),
+    _T.float: _moving(dtype=torch.float32),
+    _T.double: _moving(dtype=torch.float64),
+    _T.half: _moving(dtype=torch.float16),
+    _T.bfloat16: _moving(dtype=torch.bfloat16),
     _T.contiguous: _itself,
     _T.pin_memory: lambda self, *args, **options: self,
     _T.clone: _own_memory,

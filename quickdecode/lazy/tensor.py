@@ -11,56 +11,20 @@ through the rows in order and wants only some at a time calls three methods inst
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from .functions import FACTS, JOINING, METHODS
+from .memory import refuse_memory
+from .rows import Held, Piece
 
 PART_BYTES = 32 << 20
 """How much of a real tensor is made at a time."""
-
-
-class RowSource(Protocol):
-    """Makes rows, in any order, but best in ascending order."""
-
-    @property
-    def step(self) -> int:
-        """Rows that are made together."""
-
-    def take(self, start: int, stop: int, device: torch.device) -> torch.Tensor:
-        """A new tensor of rows [start, stop). Raises whatever making them raises."""
-
-    def close(self) -> None:
-        """Stop what is being made ahead."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """Rows of a tensor that is there already."""
-
-    tensor: torch.Tensor
-    step: int = 1
-
-    def take(self, start: int, stop: int, device: torch.device) -> torch.Tensor:
-        return self.tensor[start:stop].to(device, copy=True)
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows [start, stop) of a source."""
-
-    source: RowSource
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 class LazyTensor(torch.Tensor):
@@ -91,7 +55,9 @@ class LazyTensor(torch.Tensor):
             casts: dtypes that the pieces' rows go through.
             base: the tensor whose memory it shares, as base[index].
         """
+        _hide_from_compiler()
         self = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        refuse_memory(self)
         self.pieces, self._casts, self._whole, self._place = pieces, casts, base, index
         self._real = None
         lazy: LazyTensor = self
@@ -173,6 +139,13 @@ class LazyTensor(torch.Tensor):
         """One row without the first dimension, sharing memory with this one."""
         return LazyTensor(None, self.shape[1:], self.dtype, self.device, (), self, row)
 
+    def alias(self) -> LazyTensor:
+        """The same rows, sharing memory with this one, without its gradients."""
+        alias = LazyTensor(self.pieces, self.shape, self.dtype, self.device, self._casts, self, ...)
+        if (known := self.known()) is not None:
+            alias.pieces, alias._whole, alias._real = None, None, known.detach()
+        return alias
+
     def repeated(self, count: int) -> LazyTensor:
         """`count` times the same rows."""
         return joined([self] * count)
@@ -193,22 +166,54 @@ class LazyTensor(torch.Tensor):
             return repr(self.known())
         return f"LazyTensor(shape={tuple(self.shape)}, dtype={self.dtype}, device={str(self.device)!r}, not yet made)"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if not hasattr(self, "_is_param"):
+            return super().__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        return memo.setdefault(id(self), copy.deepcopy(self._parameter(), memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        given = self._parameter().__reduce_ex__ if hasattr(self, "_is_param") else super().__reduce_ex__
+        return given(protocol)  # type: ignore[no-untyped-call]
+
+    def _parameter(self) -> torch.nn.Parameter:
+        """What torch.nn.Parameter would have made of the real tensor."""
+        real = self.made()
+        return torch.nn.Parameter(real.detach(), real.requires_grad)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         answer = NotImplemented
         if func in JOINING:
             answer = _cat(*args, **kwargs)
+        elif func is torch.Tensor.detach:
+            answer = args[0].alias()
         elif args and isinstance(args[0], LazyTensor) and args[0].known() is None:
             if func in FACTS:
                 with torch._C.DisableTorchFunctionSubclass():
                     return func(*args, **kwargs)
             answer = METHODS[func](*args, **kwargs) if func in METHODS else NotImplemented
-        return func(*_real(args), **_real(kwargs)) if answer is NotImplemented else answer
+        if answer is not NotImplemented:
+            return answer
+        answer = func(*_real(args), **_real(kwargs))
+        for given in (*args[:1], kwargs.get("out")):  # what works in place returns what it was given
+            if isinstance(given, LazyTensor) and answer is given.known():
+                return given
+        return answer
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return func(*_real(args), **_real(kwargs or {}))
+
+
+@functools.cache
+def _hide_from_compiler() -> None:
+    """Let torch.compile take what is called on a LazyTensor as it comes, instead of looking into it.
+
+    Not before there is one: this imports the compiler.
+    """
+    function = vars(LazyTensor)["__torch_function__"].__func__
+    LazyTensor.__torch_function__ = classmethod(torch.compiler.disable(function))  # type: ignore[assignment, no-untyped-call]
 
 
 def joined(parts: Sequence[torch.Tensor]) -> LazyTensor:

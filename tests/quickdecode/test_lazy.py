@@ -34,6 +34,13 @@ def whole(clip: Path) -> torch.Tensor:
     return quickdecode.read_video(clip, size=SIZE).frames
 
 
+@pytest.fixture(autouse=True, scope="module")
+def collecting_is_cheap() -> Iterator[None]:
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
