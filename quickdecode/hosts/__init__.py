@@ -45,7 +45,7 @@ def register(*hosts: str, stream: bool = False, resize: str = "antialiased") -> 
     else touches such a tensor waits for the whole video.
 
     Frames are resized on the threads that decode them, to the size that the library would resize them to. `resize`
-    says how: "antialiased", which is bit for bit what transformers makes of full-size frames and 0.1 to 0.2 grey
+    says how: "antialiased", which is bit for bit what transformers makes of full-size frames and 0.1 to 0.5 grey
     levels from what qwen-vl-utils makes of them; "exact", bit for bit what either makes of them; or "fast", as in
     read_video. What each costs: examples/guides/reading.md.
 
