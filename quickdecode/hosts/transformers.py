@@ -31,7 +31,7 @@ from .replace import Replacements
 
 NAME = "quickdecode"
 SEAMS = {
-    "transformers.video_utils": ("VIDEO_DECODERS", "VideoMetadata", "load_video"),
+    "transformers.video_utils": ("VIDEO_DECODERS", "VideoMetadata", "default_sample_indices_fn", "load_video"),
     "transformers.video_processing_utils": ("BaseVideoProcessor",),
 }
 
@@ -110,7 +110,8 @@ def _fetch_videos(utils: Any) -> Callable[..., Any]:
         if isinstance(video_url_or_urls, list):
             return list(zip(*(self.fetch_videos(each, sample_indices_fn) for each in video_url_or_urls), strict=True))
         if isinstance(video_url_or_urls, str) and is_web(video_url_or_urls) and "youtube.com/" not in video_url_or_urls:
-            return utils.VIDEO_DECODERS[NAME](video_url_or_urls, sample_indices_fn)  # it would download all of it
+            sample = sample_indices_fn or utils.default_sample_indices_fn  # load_video's own, of every frame
+            return utils.VIDEO_DECODERS[NAME](video_url_or_urls, sample)  # it would download all of the file
         return utils.load_video(video_url_or_urls, backend=NAME, sample_indices_fn=sample_indices_fn)
 
     return fetch_videos

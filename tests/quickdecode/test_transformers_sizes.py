@@ -14,6 +14,7 @@ from transformers import video_utils
 
 import quickdecode
 from tests.quickdecode.pictures import PICTURES, build_picture, stock_frames
+from tests.quickdecode.web import Server, parts
 
 SIZED = ["Qwen2VL", "Qwen3VL", "Glm4v", "LlavaOnevision", "InternVL", "VideoMAE"]
 """Families whose target is found; VideoMAE resizes bilinearly and then crops."""
@@ -142,3 +143,11 @@ def test_load_video_alone_gives_full_size_frames(clip_folder: Path) -> None:
     quickdecode.register("transformers")
     frames, _ = video_utils.load_video(str(build_picture(clip_folder, "scene.mp4")), backend="quickdecode")
     assert frames.shape == (8, 3, 270, 480)
+
+
+def test_every_frame_of_a_url(clip_folder: Path, server: Server) -> None:
+    path, processor = build_picture(clip_folder, "scene.mp4"), processor_of("Qwen2VL")
+    server.answers["/scene.mp4"] = parts(path.read_bytes())
+    wanted = expected(processor, path, do_sample_frames=False)
+    quickdecode.register("transformers")
+    assert_equal(processor(f"{server.address}/scene.mp4", return_tensors="pt", do_sample_frames=False), wanted)
