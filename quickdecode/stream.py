@@ -146,15 +146,13 @@ class Reading:
 
     def _start(self) -> None:
         stream, options = self.stream, self.stream.options
-        last = stream.info.num_frames - 1
-        wanted = [min(max(frame, 0), last) for frame in stream.indices[self.position :]]
+        wanted = [min(max(frame, 0), stream.info.num_frames - 1) for frame in stream.indices[self.position :]]
         picture = (3, *stream.size)
         options.limits.check_delivered(stream.info.name, ring_bytes(picture, len(wanted), stream.block_frames))
-        nearest = options.on_error == "nearest"
         with in_time(stream.source, options), shared_cores(options.workers) as workers:
             self.ring = Ring(picture, len(wanted), stream.block_frames, workers)
-            how = options.resize, options.interpolation
-            order = Order(stream.media, wanted, stream.size, self.ring, *how, nearest, stream.replaced)
+            how = options.resize, options.interpolation, options.on_error == "nearest"
+            order = Order(stream.media, wanted, stream.size, self.ring, *how, stream.replaced)
             self._crew = fill(order, workers=workers, deadline=options.deadline)
         self._reports = iter(self._crew)
         self._process = os.getpid()

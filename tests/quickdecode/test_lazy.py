@@ -36,6 +36,7 @@ def whole(clip: Path) -> torch.Tensor:
 
 @pytest.fixture(autouse=True, scope="module")
 def collecting_is_cheap() -> Iterator[None]:
+    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()

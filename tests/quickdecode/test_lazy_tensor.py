@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def make(clip: Path) -> Make:
 @pytest.fixture(scope="module")
 def whole(clip: Path) -> torch.Tensor:
     return quickdecode.read_video(clip, size=SIZE).frames
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_video_is_left() -> Iterator[None]:
+    """Errors and the compiler hold tensors, and one that decodes ahead keeps those of later tests from doing so."""
+    yield
+    torch._dynamo.reset()
+    gc.collect()
 
 
 def is_lazy(tensor: torch.Tensor) -> bool:
