@@ -10,6 +10,7 @@ import torch
 
 from quickprefill.apply import configured
 from quickprefill.budget.fit import fitted
+from quickprefill.budget.groups import check_slices
 from quickprefill.budget.plan import Plan, plan_row
 from quickprefill.budget.rows import batch_bytes
 from quickprefill.cache.layer import stored_tokens
@@ -120,6 +121,7 @@ def _prompts(
 def _plan(
     host: Host, core: Any, config: QuickPrefillConfig, ids: torch.Tensor, grids: list[Grid], past: Sequence[int]
 ) -> Plan:
+    check_slices(config, grids)
     spans = find_videos(ids, host.video_token_id(core), grids, host.closing_placeholders)
     geometry = host.geometry(core)
     frames_per_slice, tail = host.frames_per_slice(core), spans[-1].stop if spans else 0

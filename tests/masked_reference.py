@@ -27,11 +27,11 @@ def layer_masks(length: int, video: torch.Tensor, report: Any, grids: list[Grid]
     starts = [sum(grid.num_tokens for grid in grids[:index]) for index in range(len(grids))]
     masks = torch.ones(layers, length, length, dtype=torch.bool).tril()
     for one in kept:
-        slices, rows, columns = one.grid
-        first = starts[one.video] + one.first_slice * rows * columns
-        own = video[first : first + slices * rows * columns]
-        dropped = torch.ones(len(own), dtype=torch.bool)
-        dropped[one.places] = False
+        grid, stop_slice = grids[one.video], one.first_slice + one.grid[0]
+        first = starts[one.video] + sum(grid.lengths[: one.first_slice])
+        part = grid.part(one.first_slice, stop_slice)
+        own = video[first : first + part.num_tokens]
+        dropped = ~torch.isin(part.places(), one.places)
         masks[one.layer, int(own[-1]) + 1 :, own[dropped]] = False
     return masks
 

@@ -29,7 +29,7 @@ def tower_bytes(geometry: Geometry, grid: Grid) -> int:
     if geometry.vision_pictures:
         return _patches(geometry, grid.num_tokens) * (_picture_bytes(geometry, grid) + _pixel_bytes(geometry))
     size, width, narrow = geometry.dtype.itemsize, geometry.vision_hidden, geometry.dtype != torch.float32
-    patches = _patches(geometry, grid.num_tokens)
+    patches = _patches(geometry, grid.num_made)
     # A block's input and its norm, then queries, keys and values in one; later the residual and its norm.
     projected, residual = 5 * width, 3 * width
     # The keys' turn, in float32: turned queries; of the keys the part by cosine, the turned halves and theirs by sine.
@@ -44,7 +44,7 @@ def tower_bytes(geometry: Geometry, grid: Grid) -> int:
         maps = geometry.vision_heads * segment**2 * _eager_map_bytes(geometry)
         most = max(most, maps + patches * size * (projected + 2 * width) + (patches - segment) * size * width)
     table = _FLOAT32 * width * geometry.vision_table
-    later = feature_bytes(geometry, grid.num_tokens) * geometry.levels // (1 + geometry.levels)  # made on the way
+    later = feature_bytes(geometry, grid.num_made) * geometry.levels // (1 + geometry.levels)  # made on the way
     return most + patches * (rotary + table + _pixel_bytes(geometry)) + later
 
 

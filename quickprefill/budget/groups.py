@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from quickprefill.budget.counts import compressed_count
 from quickprefill.config import QuickPrefillConfig
+from quickprefill.errors import InputError
 from quickprefill.prompt.spans import Grid
 
-__all__ = ["GROUP_TOKENS", "expected_entering", "group_slices", "refills", "tower_slices"]
+__all__ = ["GROUP_TOKENS", "check_slices", "expected_entering", "group_slices", "refills", "tower_slices"]
 
 GROUP_TOKENS = 2048
 """Tokens that enter the decoder together, unless the config counts frames: enough to keep a GPU busy longer than it
@@ -18,6 +21,20 @@ takes to launch their kernels, and few enough for their activations to stay belo
 _TOWER_TOKENS = 4 * GROUP_TOKENS
 """Tokens that the vision tower makes together where launching its kernels is what costs: a group's, before a compressor
 drops three quarters of them."""
+
+
+def check_slices(config: QuickPrefillConfig, grids: Iterable[Grid]) -> None:
+    """Raise InputError if a policy needs whole slices, but tokens of some are not in the prompt."""
+    compressor = config.compressor
+    if compressor is None or not compressor.whole_slices:
+        return
+    for index, grid in enumerate(grids):
+        if grid.present is not None:
+            raise InputError(
+                f"policy {compressor.name} compares whole slices, but the processor left all but {grid.num_tokens} of "
+                f"the {grid.num_made} tokens of video {index} out of the prompt; call it with "
+                "use_token_compression=False, or use a policy that scores or selects"
+            )
 
 
 def group_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid, entered: int | None = None) -> int:
@@ -38,7 +55,7 @@ def tower_slices(config: QuickPrefillConfig, frames_per_slice: int, grid: Grid, 
     """Temporal slices of a video that pass the vision tower at a time; exact for any number, so a device may choose."""
     if isinstance(config.group_frames, int):
         return max(config.group_frames // frames_per_slice, 1)
-    return _even(grid.slices, GROUP_TOKENS if device.type == "cpu" else _TOWER_TOKENS, grid.num_tokens)
+    return _even(grid.slices, GROUP_TOKENS if device.type == "cpu" else _TOWER_TOKENS, grid.num_made)
 
 
 def refills(config: QuickPrefillConfig) -> bool:

@@ -83,7 +83,7 @@ def plan_row(
     passes.fill(memory, spans, frames_per_slice)
     memory.tail(tail, held)
     memory.trim(left, room)
-    flops = passes.flops + sum(vision_flops(geometry, span.grid.num_tokens, span.grid.slice_tokens) for span in spans)
+    flops = passes.flops + sum(vision_flops(geometry, span.grid.num_made, span.grid.slice_tokens) for span in spans)
     flops += sum(band.count * layer_flops(geometry, tail, here) for here, band in zip(held, layers, strict=True))
     every_slots, every_left = _every(layers, slots), _every(layers, left)
     stored = tuple(here - start for here, start in zip(every_left, before, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from quickprefill.attention.interface import host_implementation
 from quickprefill.hosts import versions
 from quickprefill.hosts.base import Geometry
 from quickprefill.hosts.devices import execution_device, layer_devices
-from quickprefill.hosts.qwen_vision import pending_videos
+from quickprefill.hosts.qwen_vision import Layout, pending_videos, tower_layout
 from quickprefill.hosts.transformers import TransformersHost
 from quickprefill.prompt.pending import PendingVideo
 from quickprefill.prompt.spans import Grid
@@ -20,7 +21,7 @@ __all__ = ["QwenHost"]
 
 _FOR_POSITIONS = (
     *("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "second_per_grid_ts"),
-    "mm_token_type_ids",
+    *("mm_token_type_ids", "use_audio_in_video", "audio_feature_lengths", "video_second_per_grid"),
 )
 
 
@@ -42,7 +43,24 @@ class QwenHost(TransformersHost):
         return [] if grids is None else [Grid(t, h // merge, w // merge) for t, h, w in grids.tolist()]
 
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
-        return pending_videos(core, call["pixel_values_videos"], call["video_grid_thw"])
+        return pending_videos(
+            core.visual,
+            call["pixel_values_videos"],
+            call["video_grid_thw"],
+            self.grids(core, call),
+            width=core.config.get_text_config().hidden_size,
+            layout=self.tower_layout,
+            features=functools.partial(self.tower_features, core),
+        )
+
+    def tower_layout(self, visual: Any, device: torch.device, slices: int, height: int, width: int) -> Layout:
+        """What the tower needs to know of `slices` of (height, width) patches."""
+        return tower_layout(visual, device, slices, height, width)
+
+    def tower_features(self, core: Any, rows: torch.Tensor, layout: Layout) -> Any:
+        """The tower's output for pixel rows, as get_video_features() returns it."""
+        grid, derived = layout
+        return core.get_video_features(rows, grid, **derived)
 
     def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
         return core.get_image_features(call["pixel_values"], call["image_grid_thw"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,49 +16,72 @@ from quickprefill.hosts.devices import execution_device
 from quickprefill.prompt.pending import Encode, PendingVideo
 from quickprefill.prompt.spans import Grid
 
-__all__ = ["pending_videos"]
+__all__ = ["Features", "pending_videos", "tower_layout"]
+
+Layout = tuple[torch.Tensor, dict[str, Any]]
+"""A grid, and what a tower takes beside it."""
+Features = Callable[[torch.Tensor, Layout], Any]
+"""(pixel rows on the tower's device, their layout) -> what get_video_features() returns."""
 
 
-def pending_videos(core: Any, pixels: torch.Tensor, grids: torch.Tensor) -> list[PendingVideo]:
-    """The videos of a call, each with what encodes its slices; (patches, patch values) and (videos, 3).
+def pending_videos(
+    visual: Any,
+    pixels: torch.Tensor,
+    patches: torch.Tensor,
+    grids: Sequence[Grid],
+    *,
+    width: int,
+    layout: Callable[..., Layout],
+    features: Features,
+) -> list[PendingVideo]:
+    """The videos of a call, each with what encodes its slices.
+
+    Args:
+        visual: the vision tower.
+        pixels: (patches, patch values).
+        patches: (videos, 3) slices, rows and columns of patches.
+        grids: those of tokens.
+        width: C.
+        layout: (visual, device, slices, height, width) -> the layout of a group; called once for each.
+        features: runs the tower.
 
     Raises:
         InputError: the two do not belong together.
     """
-    merge = core.config.vision_config.spatial_merge_size
-    patches = [t * h * w for t, h, w in grids.tolist()]
-    if sum(patches) != pixels.shape[0]:
+    sizes = [t * h * w for t, h, w in patches.tolist()]
+    if sum(sizes) != pixels.shape[0]:
         raise InputError(
-            f"pixel_values_videos has {pixels.shape[0]} rows of patches, but video_grid_thw {grids.tolist()} needs "
-            f"{sum(patches)}; pass both from one processor call"
+            f"pixel_values_videos has {pixels.shape[0]} rows of patches, but video_grid_thw {patches.tolist()} needs "
+            f"{sum(sizes)}; pass both from one processor call"
         )
-    device, text = execution_device(core.visual), core.config.get_text_config()
-    layout = functools.cache(functools.partial(_layout, core.visual, device))
+    device = execution_device(visual)
+    layout = functools.cache(functools.partial(layout, visual, device))
     return [
         PendingVideo(
             rows,
-            Grid(t, h // merge, w // merge),
-            _encoder(core, device, functools.partial(layout, height=h, width=w)),
-            width=text.hidden_size,
-            dtype=core.visual.dtype,
+            grid,
+            _encoder(visual, device, functools.partial(layout, height=h, width=w), features),
+            width=width,
+            dtype=visual.dtype,
             device=device,
         )
-        for rows, (t, h, w) in zip(torch.split(pixels, patches), grids.tolist(), strict=True)
+        for rows, grid, (_, h, w) in zip(torch.split(pixels, sizes), grids, patches.tolist(), strict=True)
     ]
 
 
-def _encoder(core: Any, device: torch.device, layout: Any) -> Encode:
+def _encoder(visual: Any, device: torch.device, layout: Callable[[int], Layout], features: Features) -> Encode:
     def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
         # The tower casts its input too, but would leave what it was given alive beside it.
-        rows = rows.to(device, non_blocking=True).to(core.visual.dtype)
-        with batched_segments(core.visual.config):
-            grid, derived = layout(slices)
-            return versions.stacked_features(core.get_video_features(rows, grid, **derived))
+        rows = rows.to(device, non_blocking=True).to(visual.dtype)
+        with batched_segments(visual.config):
+            return versions.stacked_features(features(rows, layout(slices)))
 
     return encode
 
 
-def _layout(visual: Any, device: torch.device, slices: int, height: int, width: int) -> tuple[Any, dict[str, Any]]:
+def tower_layout(
+    visual: Any, device: torch.device, slices: int, height: int, width: int, merge: int | None = None
+) -> Layout:
     """A grid of `slices` of (height, width) patches on the CPU, and what get_video_features() takes beside it.
 
     The tower works these out for each call itself, and reads the grid back from the device to do so: a GPU that is fed
@@ -67,7 +91,7 @@ def _layout(visual: Any, device: torch.device, slices: int, height: int, width: 
     helpers = versions.module_of("transformers.vision_utils")
     if not hasattr(helpers, "get_vision_attention_seqlens"):
         return grid, {}
-    merge = visual.spatial_merge_size
+    merge = visual.spatial_merge_size if merge is None else merge
     segments, longest = helpers.get_vision_attention_seqlens(grid, visual.config)
     # A flash kernel takes the boundaries to the device; the other kinds cut along them on the host.
     boundaries = device if flash_is_requested(visual.config) else torch.device("cpu")

@@ -101,7 +101,7 @@ class Encoder:
         tokens = VideoTokens(
             embeds=embeds,
             positions=_columns(self._row.positions, group),
-            source=torch.arange(len(embeds), device=embeds.device),
+            source=group.grid.places(embeds.device),
             grid=group.grid,
             width=self._width if embeds.shape[1] > self._width else None,
         )
@@ -146,13 +146,15 @@ def _encoded(video: PendingVideo, first: int, stop: int, step: int) -> torch.Ten
     features = video.encode(first, min(first + step, stop))
     if first + step >= stop:
         return features
-    rows = features.shape[0] // step
-    embeds = features.new_empty((stop - first) * rows, features.shape[1])  # filled as they come: no second copy of all
-    embeds[: len(features)] = features
+    number = video.grid.part(first, stop).num_tokens
+    embeds = features.new_empty(number, features.shape[1])  # filled as they come: no second copy of all
+    filled = len(features)
+    embeds[:filled] = features
     del features
     for at in range(first + step, stop, step):
         upto = min(at + step, stop)
-        embeds[(at - first) * rows : (upto - first) * rows] = video.encode(at, upto)
+        start, filled = filled, filled + video.grid.part(at, upto).num_tokens
+        embeds[start:filled] = video.encode(at, upto)
     return embeds
 
 
@@ -183,7 +185,7 @@ def _joined(index: int, span: VideoSpan, units: list[Entering]) -> Entering:
         embeds=torch.cat([part.embeds for part in parts]),
         positions=torch.cat([part.positions.to(parts[0].positions.device) for part in parts], dim=1),
         source=torch.cat([part.source + offset for part, offset in zip(parts, offsets, strict=True)]),
-        grid=replace(span.grid, slices=units[-1].group.stop_slice - first),
+        grid=span.grid.part(first, units[-1].group.stop_slice),
         pools=torch.cat(pools) if pools else None,
         width=parts[0].width,
     )

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
 from quickprefill.budget.fit import fitted
+from quickprefill.budget.groups import check_slices
 from quickprefill.budget.plan import Plan, plan_row
 from quickprefill.cache.layer import PrunedLayer, stored_tokens
 from quickprefill.cache.padding import merge_rows
@@ -98,6 +99,7 @@ class _Prompt:
         self._host, self._core, self._row, self._recorder = host, core, row, recorder
         self._past, self._past_length = cache.layers, cache.get_seq_length()
         grids = [video.grid for video in row.videos]
+        check_slices(config, grids)
         self._spans = find_videos(row.ids, host.video_token_id(core), grids, host.closing_placeholders)
         self._tail = self._spans[-1].stop if self._spans else 0
         self._geometry = geometry

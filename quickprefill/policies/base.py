@@ -115,6 +115,11 @@ class Compressor(Policy, ABC):
         """Whether compress() leaves exactly `tokens.num_kept` tokens, so that nobody must count them on the device."""
         return False
 
+    @default
+    def whole_slices(self) -> bool:
+        """Whether compress() needs all tokens of each slice: some processors leave out those that hardly change."""
+        return False
+
     def most_tokens(self, grid: Grid, num_kept: int) -> int:
         """The most tokens that compress() may leave of a video or group with that grid."""
         return num_kept if self.exact else grid.num_tokens

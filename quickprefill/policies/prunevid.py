@@ -117,6 +117,11 @@ class PruneVid(Compressor, Selector):
         return self.cluster_ratio
 
     @property
+    def whole_slices(self) -> bool:
+        """Stage 1 compares them."""
+        return self.merge
+
+    @property
     def select_ratio(self) -> float | None:
         """`keep_ratio`: stage 2's own dial."""
         return self.keep_ratio

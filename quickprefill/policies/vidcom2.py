@@ -63,6 +63,11 @@ class VidCom2(Compressor):
         return self.retention_ratio
 
     @property
+    def whole_slices(self) -> bool:
+        """It compares them."""
+        return True
+
+    @property
     def exact(self) -> bool:
         """Unless the paper's rounding decides."""
         return self.exact_total or self.retention_ratio is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -109,7 +108,7 @@ class PendingVideo(_Pending):
             dtype, device: those of the features, and where StreamedPixels are to be made.
             closing: (k, C) what the host expects behind the last slice, without a place in the video.
         """
-        shape = (grid.num_tokens + (0 if closing is None else len(closing)), width)
+        shape = (grid.num_made + (0 if closing is None else len(closing)), width)
         video: PendingVideo = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         video.pixels, video.grid, video._encode = pixels, grid, encode
         video._features, video._upload, video._columns, video._closing = [], None, slice(0, width), closing
@@ -120,6 +119,10 @@ class PendingVideo(_Pending):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PendingVideo(grid={self.grid}, pixels={tuple(self.pixels.shape)} on {self.pixels.device})"
+
+    def __len__(self) -> int:
+        """Tokens that the prompt holds: by them generate() finds the videos of a prompt, to repeat them for beams."""
+        return int(self.shape[0]) - self.grid.num_made + self.grid.num_tokens
 
     def level(self, index: int) -> PendingVideo:
         """The features that ride behind the first `index` x C of each row."""
@@ -134,7 +137,7 @@ class PendingVideo(_Pending):
         if self._part_of is not None:
             whole, before = self._part_of
             return whole.part(before + first_slice, before + stop_slice)
-        rows, grid = self.pixels.shape[0] // self.grid.slices, replace(self.grid, slices=stop_slice - first_slice)
+        rows, grid = self.pixels.shape[0] // self.grid.slices, self.grid.part(first_slice, stop_slice)
         pixels, sizes = self.pixels[first_slice * rows : stop_slice * rows], (self.shape[1], self.dtype, self.device)
         part = PendingVideo(pixels, grid, self._encode, width=sizes[0], dtype=sizes[1], device=sizes[2])
         part._part_of = (self, first_slice)
@@ -160,10 +163,14 @@ class PendingVideo(_Pending):
         return whole.part(first, first + sum(part.grid.slices for part in parts))
 
     def encode(self, first_slice: int, stop_slice: int) -> torch.Tensor:
-        """Rows of temporal slices [first_slice, stop_slice), all levels side by side.
+        """Rows of those tokens of temporal slices [first_slice, stop_slice) that the prompt holds, levels side by side.
 
         Exact: the tower attends within a slice.
         """
+        made, grid = self._made(first_slice, stop_slice), self.grid.part(first_slice, stop_slice)
+        return made if grid.present is None else made[grid.places(made.device)]
+
+    def _made(self, first_slice: int, stop_slice: int) -> torch.Tensor:
         rows = self.pixels.shape[0] // self.grid.slices
         start, stop = first_slice * rows, stop_slice * rows
         return self._encode(self._rows(start, stop), stop_slice - first_slice)
@@ -178,12 +185,12 @@ class PendingVideo(_Pending):
         return rows
 
     def features(self) -> torch.Tensor:
-        """Features of the whole video, (N, C), encoded once."""
+        """Features of the whole video, (N, C), encoded once; also of tokens that the host leaves out of the prompt."""
         if self._part_of is not None:
             origin, first = self._part_of
-            return origin.features()[first * self.grid.slice_tokens :][: len(self)]
+            return origin.features()[first * self.grid.slice_tokens :][: self.shape[0]]
         if not self._features:
-            parts = [self.encode(0, self.grid.slices), *([] if self._closing is None else [self._closing])]
+            parts = [self._made(0, self.grid.slices), *([] if self._closing is None else [self._closing])]
             self._features.append(torch.cat([part.to(self.device, self.dtype) for part in parts]))
         whole = self._features[0]
         return whole if whole.shape[1] == self.shape[1] else whole[:, self._columns]
@@ -192,7 +199,7 @@ class PendingVideo(_Pending):
         """Whether both hold the same pixels, as the copies of one prompt for several beams do."""
         if self is other:
             return True
-        if self.grid != other.grid:
+        if self.grid != other.grid or not torch.equal(self.grid.places(), other.grid.places()):
             return False
         for ours, theirs in ((self.pixels, other.pixels), (other.pixels, self.pixels)):
             if isinstance(ours, StreamedPixels):

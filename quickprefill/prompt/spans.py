@@ -4,15 +4,17 @@
     role      text  slice 0   text  slice 1     text              one video of two slices of four tokens
     groups    |-------------- group 0 --------| |- tail -|
 
-A column is a token's place in its prompt, without padding. A video's slices are runs of equal length; text may stand
-between them (timestamps, frame markers), and belongs to the group of the slice that follows. Some hosts close a video
-with placeholders that are no place of it (a newline); they are text like what follows them.
+A column is a token's place in its prompt, without padding. A video's slices are runs of tokens; text may stand
+between them (timestamps, frame markers), and belongs to the group of the slice that follows. The runs are of equal
+length, unless the host's processor left tokens out of the prompt. Some hosts close a video with placeholders that are
+no place of it (a newline); they are text like what follows them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,20 +33,48 @@ class Grid:
     """Token rows per slice."""
     width: int
     """Token columns per slice."""
+    present: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    """(slices, height x width) bool, on the CPU: which of the raster's tokens the prompt holds; None: all."""
 
     def __post_init__(self) -> None:
         if min(self.slices, self.height, self.width) < 1:
             raise InputError(f"a video grid needs at least one slice, row and column of tokens, got {self}")
+        if self.present is not None and not bool(self.present.any(dim=1).all()):
+            raise InputError(f"of each slice of {self} the prompt must hold a token, got {self.lengths} tokens")
 
     @property
     def slice_tokens(self) -> int:
-        """Tokens in one temporal slice."""
+        """Tokens in one temporal slice, as the vision tower makes them."""
         return self.height * self.width
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of the whole video, in (t, h, w) raster order."""
+    def num_made(self) -> int:
+        """Tokens of the whole raster, as the vision tower makes them."""
         return self.slices * self.slice_tokens
+
+    @functools.cached_property
+    def num_tokens(self) -> int:
+        """Tokens of the video in the prompt, in (t, h, w) raster order."""
+        return self.num_made if self.present is None else int(self.present.sum())
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each slice in the prompt."""
+        if self.present is None:
+            return [self.slice_tokens] * self.slices
+        lengths: list[int] = self.present.sum(dim=1).tolist()
+        return lengths
+
+    def part(self, first_slice: int, stop_slice: int) -> Grid:
+        """The grid of slices [first_slice, stop_slice)."""
+        present = None if self.present is None else self.present[first_slice:stop_slice]
+        return Grid(stop_slice - first_slice, self.height, self.width, present)
+
+    def places(self, device: torch.device | None = None) -> torch.Tensor:
+        """(num_tokens,) places in the raster of the tokens in the prompt, ascending."""
+        if self.present is None:
+            return torch.arange(self.num_made, device=device)
+        return self.present.flatten().nonzero()[:, 0].to(device)
 
 
 @dataclass(frozen=True)
@@ -69,7 +99,7 @@ class Group:
     @property
     def grid(self) -> Grid:
         """The group's part of it."""
-        return Grid(self.stop_slice - self.first_slice, self.video_grid.height, self.video_grid.width)
+        return self.video_grid.part(self.first_slice, self.stop_slice)
 
     @property
     def slice_tokens(self) -> int:
@@ -78,8 +108,8 @@ class Group:
 
     @property
     def num_video(self) -> int:
-        """Video tokens of the group, as the vision tower makes them."""
-        return (self.stop_slice - self.first_slice) * self.slice_tokens
+        """Video tokens of the group in the prompt."""
+        return sum(self.video_grid.lengths[self.first_slice : self.stop_slice])
 
     @property
     def num_text(self) -> int:
@@ -99,11 +129,15 @@ class Group:
     def columns(self, places: torch.Tensor | None = None) -> torch.Tensor:
         """Columns of the video tokens at `places`, (n,) in the group's (t, h, w) raster; None: of all of them."""
         if places is None:
-            places = torch.arange(self.num_video)
-        if self.consecutive:
+            places = self.grid.places()
+        present = self.grid.present
+        if present is None and self.consecutive:
             return places + self.video_start
         starts = torch.tensor(self.slice_columns, device=places.device)
-        return starts[places // self.slice_tokens] + places % self.slice_tokens
+        within = places % self.slice_tokens
+        if present is not None:
+            within = (present.cumsum(dim=1) - 1).flatten().to(places.device)[places]
+        return starts[places // self.slice_tokens] + within
 
     def text_columns(self) -> torch.Tensor:
         """Columns of the group's text, (num_text,), ascending."""
@@ -128,15 +162,15 @@ class VideoSpan:
     @property
     def stop(self) -> int:
         """The column behind its last slice."""
-        return self.slice_columns[-1] + self.grid.slice_tokens
+        return self.slice_columns[-1] + self.grid.lengths[-1]
 
     def group(self, index: int, first_slice: int, stop_slice: int) -> Group:
         """The group of slices [first_slice, stop_slice), and of the text before and between them."""
-        size = self.grid.slice_tokens
+        lengths, last = self.grid.lengths, first_slice - 1
         return Group(
             index=index,
-            start=self.start if first_slice == 0 else self.slice_columns[first_slice - 1] + size,
-            stop=self.slice_columns[stop_slice - 1] + size,
+            start=self.start if first_slice == 0 else self.slice_columns[last] + lengths[last],
+            stop=self.slice_columns[stop_slice - 1] + lengths[stop_slice - 1],
             video=self.index,
             first_slice=first_slice,
             stop_slice=stop_slice,
@@ -166,15 +200,17 @@ def find_videos(ids: torch.Tensor, video_token_id: int, grids: Sequence[Grid], c
     spans: list[VideoSpan] = []
     start = taken = 0
     for index, grid in enumerate(grids):
-        own = columns[taken : taken + grid.num_tokens].view(grid.slices, grid.slice_tokens)
-        broken = (own[:, -1] - own[:, 0] != grid.slice_tokens - 1).nonzero()
+        lengths = torch.tensor(grid.lengths)
+        stops = lengths.cumsum(0) + taken
+        first, last = columns[stops - lengths], columns[stops - 1]
+        broken = (last - first != lengths - 1).nonzero()
         if len(broken):
+            at = int(broken[0])
             raise InputError(
-                f"the {grid.slice_tokens} placeholder tokens of temporal slice {int(broken[0])} of video {index} are "
-                f"not consecutive in the prompt; other tokens stand between them from column "
-                f"{int(own[int(broken[0]), 0])} on"
+                f"the {grid.lengths[at]} placeholder tokens of temporal slice {at} of video {index} are not "
+                f"consecutive in the prompt; other tokens stand between them from column {int(first[at])} on"
             )
         taken += grid.num_tokens + closing
-        spans.append(VideoSpan(index, start, grid, own[:, 0].tolist()))
+        spans.append(VideoSpan(index, start, grid, first.tolist()))
         start = spans[-1].stop
     return spans

@@ -62,7 +62,7 @@ class VideoTokens:
         size = self.grid.slice_tokens
         places = [stop * size for stop in stops]
         ends = places
-        if self.num_tokens != self.grid.num_tokens:
+        if self.num_tokens != self.grid.num_made:
             ends = torch.searchsorted(self.source, torch.tensor(places, device=self.source.device)).tolist()
         parts, begin, start = [], 0, 0
         for stop, end in zip(stops, ends, strict=True):
@@ -73,7 +73,7 @@ class VideoTokens:
                     embeds=self.embeds[own],
                     positions=self.positions[:, own],
                     source=self.source[own] - start * size,
-                    grid=replace(self.grid, slices=stop - start),
+                    grid=self.grid.part(start, stop),
                     pools=None if self.pools is None else self.pools[own],
                     num_kept=None,
                 )

@@ -8,7 +8,7 @@ from quickprefill.prompt.pending import PendingVideo, PendingVideos
 from quickprefill.prompt.spans import Grid
 
 
-def pending(slices=3, closing=None):
+def pending(slices=3, closing=None, present=None):
     calls = []
 
     def encode(rows, count):
@@ -18,7 +18,7 @@ def pending(slices=3, closing=None):
     pixels = torch.arange(slices * 4 * 4, dtype=torch.float32).view(slices * 4, 4)
     device = torch.device("cpu")
     options = {"width": 4, "dtype": torch.float32, "device": device, "closing": closing}
-    return PendingVideo(pixels, Grid(slices, 1, 2), encode, **options), calls
+    return PendingVideo(pixels, Grid(slices, 1, 2, present), encode, **options), calls
 
 
 def test_slices_are_encoded_when_asked_for():
@@ -36,6 +36,14 @@ def test_its_shape_is_known_before_it_is_encoded():
     assert (video.dtype, video.device.type) == (torch.float32, "cpu")
     assert not hasattr(video, "no_such_attribute")
     assert calls == []
+
+
+def test_tokens_that_the_prompt_does_not_hold_are_made_and_left_out():
+    video, _ = pending(present=torch.tensor([[True, True], [False, True], [True, False]]))
+    whole = video.features()
+    assert (whole.shape, len(video)) == ((6, 4), 4), "the host takes them out of all features itself"
+    assert torch.equal(video.encode(0, 3), whole[[0, 1, 3, 4]])
+    assert torch.equal(video.encode(1, 2), whole[[3]])
 
 
 def test_torch_functions_see_the_features():

@@ -101,3 +101,29 @@ def test_a_slice_with_a_gap():
 def test_empty_grid():
     with pytest.raises(InputError, match="at least one slice"):
         Grid(0, 4, 4)
+
+
+@pytest.mark.parametrize("between", [[], [7], [7, 8]], ids=str)
+def test_slices_of_unequal_length(between):
+    """Of three slices of four tokens the prompt holds all, the second and fourth, and the third."""
+    present = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 0]]).bool()
+    grid = Grid(3, 2, 2, present)
+    assert (grid.num_tokens, grid.num_made, grid.lengths) == (7, 12, [4, 2, 1])
+    assert grid.places().tolist() == [0, 1, 2, 3, 5, 7, 10]
+    ids = [1, *[V] * 4, *between, *[V] * 2, *between, V, 3]
+    (span,) = videos(ids, grid)
+    first, last = groups([span], 2)
+    assert (first.num_video, last.num_video, last.stop) == (6, 1, len(ids) - 1)
+    assert [column for group in (first, last) for column in group.columns().tolist()] == [
+        column for column, token in enumerate(ids) if token == V
+    ]
+    second = 5 + len(between)
+    assert first.columns(torch.tensor([3, 5, 7])).tolist() == [4, second, second + 1]
+    assert first.grid.places().tolist() == [0, 1, 2, 3, 5, 7]
+    assert last.grid.places().tolist() == [2]
+    assert last.columns(torch.tensor([2])).tolist() == [len(ids) - 2]
+
+
+def test_every_slice_holds_a_token():
+    with pytest.raises(InputError, match=r"must hold a token, got \[2, 0\]"):
+        Grid(2, 1, 2, torch.tensor([[True, True], [False, False]]))
