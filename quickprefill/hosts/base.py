@@ -76,8 +76,8 @@ class Row:
     columns: torch.Tensor
     """(S,) the batch column of each token, on the CPU."""
     videos: tuple[PendingVideo, ...]
-    images: torch.Tensor | None
-    """(M, C) features of the prompt's M image tokens in order."""
+    features: torch.Tensor | None
+    """(M, C) what stands in the place of the prompt's M tokens of images and audio, in order."""
 
     def same_as(self, other: Row) -> bool:
         """Whether both are the same prompt, as the copies for several beams are."""
@@ -88,7 +88,7 @@ class Row:
             and torch.equal(self.positions, other.positions)
             and len(self.videos) == len(other.videos)
             and all(a.same_as(b) for a, b in zip(self.videos, other.videos, strict=True))
-            and (self.images is None or other.images is None or torch.equal(self.images, other.images))
+            and (self.features is None or other.features is None or torch.equal(self.features, other.features))
         )
 
 
@@ -151,8 +151,8 @@ class Host(ABC):
         """The placeholder token of video features."""
 
     @abstractmethod
-    def image_token_id(self, core: Any) -> int:
-        """The placeholder token of image features."""
+    def feature_mask(self, core: Any, ids: torch.Tensor) -> torch.Tensor:
+        """Which token ids, of any shape, stand for features among the text: those of images, and of audio."""
 
     @abstractmethod
     def closing_token_ids(self, core: Any) -> frozenset[int]:
@@ -177,8 +177,8 @@ class Host(ABC):
         """The config in which the decoder layers look up their attention implementation."""
 
     @abstractmethod
-    def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings of text and image tokens, (n,) -> (n, C); `images` are the features of the image tokens in it.
+    def embed(self, core: Any, ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of what is not video, (n,) -> (n, C); `features` are those that `feature_mask` tells of, in order.
 
         Rows may be wider than C: what later layers add rides behind the embedding, and layer() hands it on.
         """

@@ -87,8 +87,8 @@ class LlavaOnevision(LlavaHost):
         newline: torch.Tensor = core.image_newline[None]
         return newline
 
-    def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
-        embeds, newline = super().embed(core, ids, images), ids == self.video_token_id(core)
+    def embed(self, core: Any, ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        embeds, newline = super().embed(core, ids, features), ids == self.video_token_id(core)
         if not bool(newline.any()):
             return embeds
         return torch.where(newline[:, None].to(embeds.device), core.image_newline.to(embeds), embeds)

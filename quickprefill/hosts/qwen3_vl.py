@@ -31,10 +31,10 @@ class Qwen3_VL(QwenHost):
         levels = [[video.level(level + 1) for video in videos] for level in range(_levels(core))]
         return kind(pooler_output=videos, deepstack_features=levels)
 
-    def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
+    def embed(self, core: Any, ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
         embeds = super().embed(core, ids, None)
         embeds = torch.nn.functional.pad(embeds, (0, _levels(core) * embeds.shape[1]))
-        return self.with_images(core, ids, embeds, images)
+        return self.with_features(core, ids, embeds, features)
 
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
         width = _width(core)

@@ -1,4 +1,4 @@
-"""From a call's batch to prompts: padding off, and to each row the videos and images that are its own."""
+"""From a call's batch to prompts: padding off, and to each row the videos, images and audio that are its own."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def split_rows(
     call: Mapping[str, Any],
     positions: torch.Tensor,
     videos: list[PendingVideo],
-    images: torch.Tensor | None,
+    features: torch.Tensor | None,
 ) -> list[Row]:
     """The prompts of a call.
 
     Args:
         positions: (P, B, S).
-        videos, images: those of all rows, in order; images as features (M, C).
+        videos, features: those of all rows, in order; features (M, C) of images and audio.
 
     Raises:
         InputError: placeholders do not match what comes with them, or a prompt is padded on the right.
@@ -37,10 +37,10 @@ def split_rows(
     for batch_row, start in enumerate(_padding(call.get("attention_mask"), ids)):
         row_ids = host.named(core, on_host[batch_row, start:])
         num_video = int((row_ids == host.video_token_id(core)).count_nonzero())
-        num_image = int((row_ids == host.image_token_id(core)).count_nonzero())
-        if num_image > (0 if images is None else len(images)):
+        num_features = int(host.feature_mask(core, row_ids).count_nonzero())
+        if num_features > (0 if features is None else len(features)):
             raise InputError(
-                f"row {batch_row} holds {num_image} image placeholder tokens, more than there are features"
+                f"row {batch_row} holds {num_features} image placeholder tokens, more than there are features"
             )
         rows.append(
             Row(
@@ -48,17 +48,17 @@ def split_rows(
                 positions=positions[:, batch_row, start:],
                 columns=torch.arange(start, ids.shape[1]),
                 videos=_take(videos, num_video),
-                images=None if images is None else images[:num_image],
+                features=None if features is None else features[:num_features],
             )
         )
-        images = None if images is None else images[num_image:]
+        features = None if features is None else features[num_features:]
     past = versions.cache_of(call)
     cached = past is not None and past.get_seq_length() > 0
     # In a later turn the host passes the new tokens only, but the caller may repeat videos that are cached already.
     if videos and not (cached and not any(row.videos for row in rows)):
         raise InputError(f"{len(videos)} video(s) have no placeholder tokens in input_ids; pass both from one call")
-    if images is not None and len(images):
-        raise InputError(f"the last {len(images)} image features have no placeholder tokens in input_ids")
+    if features is not None and len(features):
+        raise InputError(f"the last {len(features)} image features have no placeholder tokens in input_ids")
     return rows
 
 

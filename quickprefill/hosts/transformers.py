@@ -123,9 +123,10 @@ class TransformersHost(Host):
     def rows(self, core: Any, call: Mapping[str, Any]) -> list[Row]:
         encoded = versions.encoded(call, self.modality)
         videos = self.videos(core, call) if encoded is None else list(versions.pooled(encoded))
-        return split_rows(self, core, call, self.position_ids(core, call), videos, self._images(core, call))
+        return split_rows(self, core, call, self.position_ids(core, call), videos, self.features(core, call))
 
-    def _images(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor | None:
+    def features(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor | None:
+        """(M, C) features of a call's images, and of what else stands among the text, in order; None: of nothing."""
         encoded = versions.encoded(call, "image")
         if encoded is None and call.get("pixel_values") is not None:
             encoded = self.image_features(core, call)
@@ -138,7 +139,12 @@ class TransformersHost(Host):
         return int(core.config.video_token_id)
 
     def image_token_id(self, core: Any) -> int:
+        """The token in whose place the features of images go."""
         return int(core.config.image_token_id)
+
+    def feature_mask(self, core: Any, ids: torch.Tensor) -> torch.Tensor:
+        mask: torch.Tensor = ids == self.image_token_id(core)
+        return mask
 
     # How it computes
 
@@ -149,19 +155,19 @@ class TransformersHost(Host):
         layers: list[Any] = versions.new_cache(self.attention_config(core)).layers
         return layers
 
-    def embed(self, core: Any, ids: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
+    def embed(self, core: Any, ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
         table = core.get_input_embeddings()
         ids = ids.to(execution_device(table))
-        return self.with_images(core, ids, table(ids), images)
+        return self.with_features(core, ids, table(ids), features)
 
-    def with_images(
-        self, core: Any, ids: torch.Tensor, embeds: torch.Tensor, images: torch.Tensor | None
+    def with_features(
+        self, core: Any, ids: torch.Tensor, embeds: torch.Tensor, features: torch.Tensor | None
     ) -> torch.Tensor:
-        """Embeddings with the features of the images in the place of their tokens."""
-        if images is None or not len(images):
+        """Embeddings with features in the place of their tokens."""
+        if features is None or not len(features):
             return embeds
-        image_mask = (ids == self.image_token_id(core))[:, None].to(embeds.device)
-        return embeds.masked_scatter(image_mask, images.to(embeds.device, embeds.dtype))
+        mask = self.feature_mask(core, ids)[:, None].to(embeds.device)
+        return embeds.masked_scatter(mask, features.to(embeds.device, embeds.dtype))
 
     def rotary(self, core: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
         positions = positions.to(hidden.device)

@@ -1,4 +1,4 @@
-"""The prompt's text and images, embedded when their turn comes."""
+"""The prompt's text, images and audio, embedded when their turn comes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["TextEmbedder"]
 
 
 class TextEmbedder:
-    """Embeds text and image tokens of one prompt."""
+    """Embeds what is not video in one prompt."""
 
     def __init__(self, host: Host, core: Any, row: Row) -> None:
         self._host, self._core, self._row = host, core, row
@@ -28,19 +28,19 @@ class TextEmbedder:
         return self._embedded(torch.empty(0, dtype=torch.long))
 
     @functools.cached_property
-    def _images_before(self) -> torch.Tensor:
-        """(S + 1,) image tokens before each column."""
-        is_image = self._row.ids == self._host.image_token_id(self._core)
-        return torch.nn.functional.pad(is_image.cumsum(0), (1, 0))
+    def _features_before(self) -> torch.Tensor:
+        """(S + 1,) tokens with features before each column."""
+        mask = self._host.feature_mask(self._core, self._row.ids)
+        return torch.nn.functional.pad(mask.cumsum(0), (1, 0))
 
     def _embedded(self, columns: torch.Tensor) -> Text:
-        row, images = self._row, self._row.images
-        if images is not None:
-            before = self._images_before
-            images = images[before[columns][before[columns + 1] > before[columns]].to(images.device)]
+        row, features = self._row, self._row.features
+        if features is not None:
+            before = self._features_before
+            features = features[before[columns][before[columns + 1] > before[columns]].to(features.device)]
         start = int(columns[0]) if len(columns) else 0
         if not len(columns) or int(columns[-1]) == start + len(columns) - 1:
             positions = row.positions[:, start : start + len(columns)]
         else:
             positions = row.positions[:, columns.to(row.positions.device)]
-        return Text(self._host.embed(self._core, row.ids[columns], images), positions)
+        return Text(self._host.embed(self._core, row.ids[columns], features), positions)
