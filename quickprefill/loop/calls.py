@@ -8,6 +8,7 @@ wrapped around it (autocast, hooks), are the stock model's own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
+from transformers.generation.configuration_utils import GenerationMode
 
 from quickprefill.attention.running import Running, running
 from quickprefill.cache.layer import PrunedLayer
@@ -30,6 +32,8 @@ __all__ = ["EVERYTHING", "Calls", "cache_reason", "left_to_stock"]
 
 logger = logging.getLogger("quickprefill")
 
+_READS_LAST = "_quickprefill_reads_last"
+"""Attribute of a cache in which generate() leaves that it looks at the last column's logits only."""
 EVERYTHING = 0
 """Stands for every model in left_to_stock()."""
 
@@ -69,7 +73,7 @@ class Calls:
     def head_forward(self, stock: Callable[..., Any], head: Any, *args: Any, **kwargs: Any) -> Any:
         """The stock head, which finds our core inside."""
         call = _named(stock, args, kwargs)
-        request = _Request(call.get("logits_to_keep", 0), call.get("labels") is not None)
+        request = _Request(_wanted(type(head), call), call.get("labels") is not None)
         token = _request.set(request)
         try:
             return stock(*args, **kwargs)
@@ -83,6 +87,7 @@ class Calls:
         cache = versions.cache_of(call.get("model_kwargs", {}))
         if isinstance(cache, DynamicCache):
             setattr(cache, MAX_LENGTH, int(call.get("max_cache_length", 0)))
+            setattr(cache, _READS_LAST, call.get("generation_mode") != GenerationMode.ASSISTED_GENERATION)
         return prepared
 
     def core_forward(self, stock: Callable[..., Any], core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,6 +144,24 @@ class Calls:
         padding = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         with running(self.host.attention_config(core), Running(layers, padding)):
             return stock(**call)
+
+
+def _wanted(head_class: type, call: dict[str, Any]) -> int | torch.Tensor:
+    """Columns whose logits somebody reads.
+
+    A head that does not take logits_to_keep makes those of all columns that its core gives it, for generate() too: then
+    our core gives it the last.
+    """
+    reads_last = getattr(versions.cache_of(call), "__dict__", {}).pop(_READS_LAST, False)
+    if _takes_logits_to_keep(head_class):
+        wanted: int | torch.Tensor = call.get("logits_to_keep", 0)
+        return wanted
+    return int(reads_last)
+
+
+@functools.cache
+def _takes_logits_to_keep(head_class: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(head_class.forward).parameters
 
 
 def _is_left(core: Any) -> bool:
