@@ -17,10 +17,12 @@ import torch.nn.functional as F
 
 from quickprefill.attention.interface import host_attention, host_implementation, in_place_of_hosts
 
-__all__ = ["batched_segments", "segment_attention"]
+__all__ = ["batched_segments", "boundaries_on", "segment_attention"]
 
 # Hosts hand the boundaries over, instead of cutting along them, where the name of the implementation has "flash" in it.
 _KIND = "flash_segments"
+_LENGTHS = "_quickprefill_lengths"
+"""Attribute of boundaries that lie on a device: the lengths between them."""
 _MOST_SEGMENTS = 1 << 14
 """In one call; a CUDA kernel's grid ends at 65,535."""
 
@@ -65,7 +67,15 @@ def _attend(
     if boundaries is None:
         return host_attention("sdpa", module)(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    return segment_attention(query, key, value, tuple(boundaries.diff().tolist()), scale), None
+    lengths = getattr(boundaries, _LENGTHS, None) or tuple(boundaries.diff().tolist())
+    return segment_attention(query, key, value, lengths, scale), None
+
+
+def boundaries_on(device: torch.device, boundaries: torch.Tensor) -> torch.Tensor:
+    """Boundaries (S + 1,) from the CPU on a device where a tower needs them, so that no layer reads them back."""
+    there = boundaries.to(device)
+    setattr(there, _LENGTHS, tuple(boundaries.diff().tolist()))
+    return there
 
 
 def batched_segments(config: Any) -> contextlib.AbstractContextManager[None]:

@@ -146,6 +146,8 @@ def test_a_batch(models, config):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["key_norm", "vidcom2"])
 def test_every_family(family, attention, name):
+    if FAMILIES[family].sparse and name == "vidcom2":
+        pytest.skip("compares whole slices, which this family's prompts do not hold")
     inputs = build_inputs(family, prompt(5, Clip((12, 16, 16)), 12))
     config = QuickPrefillConfig(group_frames=6, **CONFIGS[name])
     assert 0.85 < share(FAMILIES[family].model(attention), inputs, config) < 1.15

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import quickprefill
+from quickprefill import QuickPrefillConfig
 from quickprefill.policies import PruneVid, VidCom2
-from tests.families import FAMILIES, build_inputs, grids, places
+from tests.families import BUILT, FAMILIES, build_inputs, grids, places
 from tests.masked_reference import layer_masks, masked
 from tests.tiny import Clip, prompt
 
@@ -32,7 +33,7 @@ def prompts_of(family, name):
 
 
 def test_every_family_is_built_here():
-    assert set(FAMILIES) == set(quickprefill.FAMILIES)
+    assert set(BUILT) == set(quickprefill.FAMILIES)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -72,10 +73,14 @@ def test_generate_equals_stock(family, model, prompts, group_frames):
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
 def test_beams_and_samples_equal_stock(family, model, options):
     inputs = build_inputs(family, *PROMPTS["several videos"])
-    stock = generate(model, inputs, **options)
+    stock = generate(model, inputs, **options) if FAMILIES[family].beams else generate(model, inputs)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
-        assert_same(generate(model, inputs, **options), stock)
+        ours = generate(model, inputs, **options)
         assert quickprefill.report(model).prompts == (1 if FAMILIES[family].whole_beams else 3)
+    if FAMILIES[family].beams:
+        assert_same(ours, stock)
+    else:  # what the stock model would go on from
+        torch.testing.assert_close(ours.logits[0], stock.logits[0].expand(3, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_a_forward_gives_the_logits_that_were_asked_for(family, model):
@@ -120,13 +125,23 @@ POLICIES = [
 ]
 
 
+def needs_whole_slices(policy):
+    compressor = QuickPrefillConfig(policy=policy).compressor
+    return compressor is not None and compressor.whole_slices
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_every_policy_keeps_what_keep_says(family, policy):
     model = FAMILIES[family].model()
     inputs = build_inputs(family, *PROMPTS["several videos"])
     videos = grids(family, model, inputs)
     number = sum(video.num_tokens for video in videos)
-    with quickprefill.patched(model, keep=0.25, policy=policy):
+    with quickprefill.patched(model, keep=0.25, policy=policy) as patched:
+        if FAMILIES[family].sparse and needs_whole_slices(policy):
+            for call in (generate, quickprefill.estimate):
+                with pytest.raises(quickprefill.InputError, match="compares whole slices"):
+                    call(patched, inputs)
+            return
         output = generate(model, inputs)
         report = quickprefill.report(model)
     assert all(torch.isfinite(logits).all() for logits in output.logits)
@@ -140,16 +155,15 @@ def test_progressive_pruning_takes_features_for_later_layers_along(family):
     with torch.no_grad():
         for layer in range(3):
             with quickprefill.patched(model, keep=0.5, progressive_from=layer, group_frames=4):
-                assert torch.isfinite(model(**inputs, logits_to_keep=1).logits).all()
+                assert torch.isfinite(last(model, inputs)).all()
             with quickprefill.patched(model, keep=1.0, progressive_from=layer, group_frames=4):
-                torch.testing.assert_close(
-                    model(**inputs, logits_to_keep=1).logits, stock_last(model, inputs), atol=1e-4, rtol=1e-4
-                )
+                ours = last(model, inputs)
+                with quickprefill.disabled(model):
+                    torch.testing.assert_close(ours, last(model, inputs), atol=1e-4, rtol=1e-4)
 
 
-def stock_last(model, inputs):
-    with quickprefill.disabled(model):
-        return model(**inputs, logits_to_keep=1).logits
+def last(model, inputs):
+    return model(**inputs, logits_to_keep=1).logits[:, -1]  # some hosts make all of them
 
 
 def test_what_takes_the_stock_path_finds_its_features(family, model, caplog):
