@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -122,11 +123,11 @@ def internvl_processor() -> Any:
     )
 
 
-def internvl_config() -> Any:
+def internvl_config(text: Mapping[str, Any] = MappingProxyType({"model_type": "qwen3"})) -> Any:
     from transformers import InternVLConfig
 
     return InternVLConfig(
-        text_config={"model_type": "qwen3", "head_dim": 8, **TEXT},
+        text_config={"head_dim": 8, **TEXT, **text},
         vision_config={"image_size": EVEN, **VISION},
         image_token_id=internvl_processor().image_token_id,
         image_seq_length=(EVEN // PATCH // 2) ** 2,

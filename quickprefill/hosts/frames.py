@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
 from quickprefill.attention.interface import host_implementation
+from quickprefill.errors import InputError, UnsupportedModelError
 from quickprefill.hosts import versions
 from quickprefill.hosts.base import Geometry
 from quickprefill.hosts.devices import execution_device, layer_devices
@@ -17,6 +19,9 @@ from quickprefill.prompt.pending import Encode, PendingVideo
 from quickprefill.prompt.spans import Grid
 
 __all__ = ["FramesHost", "patches_along"]
+
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+"""Decoders that these models come with, and that are known to work; each takes any model of text."""
 
 
 class FramesHost(TransformersHost):
@@ -33,6 +38,8 @@ class FramesHost(TransformersHost):
 
     copies_pixels: ClassVar[bool] = False
     """As in Geometry."""
+    axes: ClassVar[tuple[str, ...]]
+    """Those of the tensor that brings its pixels."""
 
     def tower(self, core: Any) -> Any:
         """The vision tower."""
@@ -45,6 +52,31 @@ class FramesHost(TransformersHost):
     def projected(self, core: Any) -> int:
         """Numbers a patch that what follows the tower holds at once, if it works on patches before they are merged."""
         return 0
+
+    def check(self, head: Any) -> None:
+        super().check(head)
+        reason = None if isinstance(head, type) else _odd_decoder(self.core(head))
+        if reason is not None:
+            raise UnsupportedModelError(f"{type(head).__name__}: {reason}")
+
+    def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
+        return super().stock_reason(core, call) or _odd_decoder(core)
+
+    def pixels(self, call: Mapping[str, Any]) -> torch.Tensor:
+        """The tensor that brings the pixels of a call.
+
+        Raises:
+            InputError: it has other axes.
+        """
+        name = self.video_inputs[0]
+        pixels = call[name]
+        if isinstance(pixels, torch.Tensor) and pixels.ndim == len(self.axes):
+            return pixels
+        given = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+        raise InputError(
+            f"{name} must be a tensor ({', '.join(self.axes)}), got {given}; pass what the processor gives with "
+            'return_tensors="pt"'
+        )
 
     def tower_device(self, core: Any) -> torch.device:
         """Where the tower runs."""
@@ -93,6 +125,16 @@ class FramesHost(TransformersHost):
             eager=host_implementation(self.attention_config(core)) == "eager",
             vision_eager=host_implementation(tower.config) == "eager",
         )
+
+
+def _odd_decoder(core: Any) -> str | None:
+    """Why layers of a decoder's kind cannot be run one by one."""
+    kind = core.config.get_text_config().model_type
+    if kind in _DECODERS:
+        return None
+    return (
+        f"its decoder is a {kind!r}, whose attention may take more than queries, keys and values; known are {_DECODERS}"
+    )
 
 
 def patches_along(vision: Any) -> int:

@@ -24,6 +24,7 @@ class InternVL(PicturesHost):
     module_name = "transformers.models.internvl.modeling_internvl"
     head_name = "InternVLForConditionalGeneration"
     core_name = "InternVLModel"
+    axes = ("pictures", "channels", "height", "width")
     class_tokens = 1
 
     def side(self, core: Any) -> int:

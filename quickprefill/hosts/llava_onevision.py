@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from quickprefill.errors import InputError
 from quickprefill.hosts import versions
 from quickprefill.hosts.frames import FramesHost, patches_along
 from quickprefill.prompt.pending import PendingVideo, PendingVideos
@@ -28,6 +27,7 @@ class LlavaHost(FramesHost):
     """A host whose videos come as pixel_values_videos alone."""
 
     video_inputs = ("pixel_values_videos",)
+    axes = ("videos", "frames", "channels", "height", "width")
 
     def closing_token_ids(self, core: Any) -> frozenset[int]:
         return frozenset({self.video_token_id(core)} if self.closing_placeholders else ())
@@ -37,15 +37,9 @@ class LlavaHost(FramesHost):
         return None
 
     def grids(self, core: Any, inputs: Mapping[str, Any]) -> list[Grid]:
-        pixels, side = inputs.get("pixel_values_videos"), self.side(core)
-        if pixels is None:
+        if inputs.get("pixel_values_videos") is None:
             return []
-        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 5:
-            shape = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
-            raise InputError(
-                f"pixel_values_videos must be a tensor (videos, frames, channels, height, width), got {shape}; pass "
-                "what the processor gave, for videos with equally many frames"
-            )
+        pixels, side = self.pixels(inputs), self.side(core)
         return [Grid(pixels.shape[1], side, side)] * len(pixels)
 
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:

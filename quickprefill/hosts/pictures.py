@@ -59,7 +59,7 @@ class PicturesHost(FramesHost):
 
     def sources(self, call: Mapping[str, Any]) -> list[torch.Tensor]:
         """The pictures of a call in order, (n, channels, height, width) each."""
-        return [call["pixel_values"]]
+        return [self.pixels(call)]
 
     def video_token_id(self, core: Any) -> int:
         return _FRAME

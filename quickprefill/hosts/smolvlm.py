@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ class SmolVLM(PicturesHost):
     module_name = "transformers.models.smolvlm.modeling_smolvlm"
     head_name = "SmolVLMForConditionalGeneration"
     core_name = "SmolVLMModel"
+    axes = ("prompts", "pictures", "channels", "height", "width")
     copies_pixels = True
 
     def decoder(self, core: Any) -> Any:
@@ -32,15 +32,22 @@ class SmolVLM(PicturesHost):
     def side(self, core: Any) -> int:
         return int(patches_along(core.config.vision_config) // core.config.scale_factor)
 
-    def overrides(self, head_class: type) -> dict[str, Callable[..., Any]]:
+    def _defer_video(self, stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]) -> Any:
         # Pictures of which parts are hidden are encoded as ever, whatever they are.
-        methods = super().overrides(head_class)
-        return {name: functools.partial(_unless_hidden, method) for name, method in methods.items()}
+        return stock(model_kwargs) if self._hides(model_kwargs) else super()._defer_video(stock, head, model_kwargs)
 
     def stock_reason(self, core: Any, call: Mapping[str, Any]) -> str | None:
-        if _hides(call):
+        if self._hides(call):
             return "pixel_attention_mask hides parts of the frames"
         return super().stock_reason(core, call)
+
+    def _hides(self, call: Mapping[str, Any]) -> bool:
+        """Whether a mask hides parts of pictures."""
+        mask = call.get("pixel_attention_mask")
+        if call.get("pixel_values") is None or mask is None:
+            return False
+        rows = zip(self.pixels(call), mask, strict=True)
+        return not all(bool(seen[_present(row)].all()) for row, seen in rows)
 
     def num_frames(self, leads: Sequence[list[int]]) -> int:
         # The lead of the second frame: marker, line break, "Frame from ", "00:01:" digit by digit, two markers.
@@ -60,7 +67,7 @@ class SmolVLM(PicturesHost):
         return count
 
     def sources(self, call: Mapping[str, Any]) -> list[torch.Tensor]:
-        return [_without_filling(row) for row in call["pixel_values"]]
+        return [_without_filling(row) for row in self.pixels(call)]
 
     def features_of(self, core: Any, call: Mapping[str, Any], pixels: torch.Tensor) -> Any:
         return core.get_image_features(pixels[None], return_dict=True)
@@ -76,20 +83,6 @@ def _without_filling(row: torch.Tensor) -> torch.Tensor:
     present = _present(row)
     count = int(present.count_nonzero())
     return row[:count] if bool(present[:count].all()) else row[present]
-
-
-def _hides(call: Mapping[str, Any]) -> bool:
-    """Whether a mask hides parts of pictures."""
-    pixels, mask = call.get("pixel_values"), call.get("pixel_attention_mask")
-    if pixels is None or mask is None:
-        return False
-    return not all(bool(seen[_present(row)].all()) for row, seen in zip(pixels, mask, strict=True))
-
-
-def _unless_hidden(
-    defer: Callable[..., Any], stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]
-) -> Any:
-    return stock(model_kwargs) if _hides(model_kwargs) else defer(stock, head, model_kwargs)
 
 
 def _tells_time(lead: list[int]) -> bool:

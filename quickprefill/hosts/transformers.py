@@ -89,6 +89,8 @@ class TransformersHost(Host):
         if given is not None or any(model_kwargs.get(name) is None for name in self.video_inputs):
             return stock(model_kwargs)
         videos = self.videos(self.core(head), model_kwargs)
+        if not videos:
+            return stock(model_kwargs)
         prepared = stock({name: value for name, value in model_kwargs.items() if name not in self.video_inputs})
         prepared["mm_encoder_outputs"][self.modality] = self.deferred(self.core(head), videos)
         return prepared

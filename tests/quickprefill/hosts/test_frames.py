@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import quickprefill
-from quickprefill import InputError
-from tests.families import ENCODES_FIRST, FAMILIES, build_inputs
-from tests.frame_families import CHATS, EVEN
+from quickprefill import InputError, UnsupportedModelError
+from tests.families import ENCODES_FIRST, FAMILIES, build_inputs, random_model
+from tests.frame_families import CHATS, EVEN, internvl_config
 from tests.quickprefill.calls import CACHE, assert_same_logits, generate
 from tests.tiny import Clip, prompt
+
+PROMPT = prompt(3, Clip((5, 0, 0)), 4)
 
 
 @pytest.fixture(scope="module", params=CHATS)
@@ -58,6 +60,17 @@ def test_what_takes_the_stock_path_finds_one_tensor(family, model, caplog, optio
     assert "stock model, unpruned" in caplog.text
 
 
+def test_the_features_that_a_call_asks_for_are_taken(family, model):
+    if not hasattr(model.config, "vision_feature_layer"):
+        pytest.skip("it has features of one layer only")
+    inputs = {**build_inputs(family, PROMPT), "vision_feature_layer": -3}
+    stock = generate(model, inputs)
+    with quickprefill.patched(model, keep=1.0, group_frames=4):
+        assert_same_logits(generate(model, inputs), stock)
+        del inputs["vision_feature_layer"]
+        assert (generate(model, inputs).logits[0] - stock.logits[0]).abs().max() > 1e-2, "it matters"
+
+
 def test_images_alone_are_the_stock_models(family, model, caplog):
     inputs = build_inputs(family, prompt(3, Clip((1, 0, 0), image=True), 4))
     stock = generate(model, inputs)
@@ -69,7 +82,7 @@ def test_images_alone_are_the_stock_models(family, model, caplog):
 
 
 def test_a_later_turn_with_another_video_equals_stock(family, model):
-    first, second = (build_inputs(family, prompt(3, Clip((5, 0, 0)), 4), seed=seed) for seed in (1, 2))
+    first, second = (build_inputs(family, PROMPT, seed=seed) for seed in (1, 2))
 
     def two_turns():
         before = generate(model, first, max_new_tokens=2, suppress_tokens=list(range(10)))
@@ -82,3 +95,39 @@ def test_a_later_turn_with_another_video_equals_stock(family, model):
     with quickprefill.patched(model, keep=1.0, group_frames=4):
         assert_same_logits(two_turns(), stock)
         assert quickprefill.report(model).groups == 2
+
+
+def test_pixels_of_another_shape_are_named(family, model):
+    inputs = build_inputs(family, PROMPT)
+    name = "pixel_values_videos" if "llava" in family else "pixel_values"
+    for pixels, given in ((inputs[name][0], r"\(\d+, "), (list(inputs[name]), "list")):
+        with quickprefill.patched(model), pytest.raises(InputError, match=rf"{name} must be a tensor .*, got {given}"):
+            generate(model, {**inputs, name: pixels})
+
+
+def test_a_decoder_of_another_kind_is_refused(caplog):
+    """Its attention has sinks, which ours knows nothing of."""
+    from transformers import InternVLForConditionalGeneration
+
+    config = internvl_config(text={"model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 2})
+    model, inputs = random_model(config, InternVLForConditionalGeneration, "eager"), build_inputs("internvl", PROMPT)
+    with pytest.raises(UnsupportedModelError, match="its decoder is a 'gpt_oss'"):
+        quickprefill.apply(model, keep=1.0)
+    stock = generate(model, inputs)
+    with quickprefill.patched(InternVLForConditionalGeneration, keep=0.5):
+        assert_same_logits(generate(model, inputs), stock)
+    assert "its decoder is a 'gpt_oss'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3_moe"])
+def test_other_decoders(kind):
+    from transformers import InternVLForConditionalGeneration
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = internvl_config(
+        text={"model_type": kind, **(experts if kind == "qwen3_moe" else {"sliding_window": None})}
+    )
+    model, inputs = random_model(config, InternVLForConditionalGeneration, "sdpa"), build_inputs("internvl", PROMPT)
+    stock = generate(model, inputs)
+    with quickprefill.patched(model, keep=1.0, group_frames=4):
+        assert_same_logits(generate(model, inputs), stock)
