@@ -36,21 +36,22 @@ def fitted(
     enough = ENOUGH_TOKENS.get(geometry.devices[0].type, _ENOUGH_TOKENS_ELSEWHERE)
     slice_tokens = max(span.grid.slice_tokens for span in spans)
     most = min(max(enough // slice_tokens, 1), max(span.grid.slices for span in spans))
+    step = 1 if frames_per_slice % 2 == 0 else 2  # a config counts an even number of frames
     free = {device: free_bytes(device) for device in {*geometry.devices, geometry.vision_device}}
 
-    def with_slices(slices: int) -> QuickPrefillConfig:
-        return replace(config, group_frames=slices * frames_per_slice)
+    def with_steps(steps: int) -> QuickPrefillConfig:
+        return replace(config, group_frames=steps * step * frames_per_slice)
 
-    def plan(slices: int) -> Plan:
-        return plan_row(geometry, with_slices(slices), spans, length, frames_per_slice)
+    def plan(steps: int) -> Plan:
+        return plan_row(geometry, with_steps(steps), spans, length, frames_per_slice)
 
-    def fits(slices: int) -> bool:
-        needed = plan(slices).peak_bytes
+    def fits(steps: int) -> bool:
+        needed = plan(steps).peak_bytes
         return all(needed[device] <= free[device] * _SHARE_OF_FREE for device in needed)
 
     if not fits(1):
         raise MemoryBudgetError(_refusal(plan(1), free, slice_tokens))
-    return with_slices(_largest(fits, most))
+    return with_steps(_largest(fits, max(most // step, 1)))
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -71,6 +71,13 @@ def test_the_features_that_a_call_asks_for_are_taken(family, model):
         assert (generate(model, inputs).logits[0] - stock.logits[0]).abs().max() > 1e-2, "it matters"
 
 
+def test_auto_takes_an_even_number_of_frames(family, model):
+    inputs = build_inputs(family, PROMPT)
+    with quickprefill.patched(model, keep=0.5, group_frames="auto"):
+        generate(model, inputs)
+        assert (quickprefill.report(model).groups, quickprefill.estimate(model, inputs).groups) == (2, 2)
+
+
 def test_images_alone_are_the_stock_models(family, model, caplog):
     inputs = build_inputs(family, prompt(3, Clip((1, 0, 0), image=True), 4))
     stock = generate(model, inputs)
