@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quickprefill.cache.host_layers import held_tensors
 from quickprefill.prompt.spans import Group
 
 __all__ = ["KeptPlaces", "PrefillReport", "Recorder", "Span"]
@@ -61,7 +62,7 @@ class PrefillReport:
     stored_tokens: tuple[int, ...]
     """Video tokens in each layer's cache; 0 where a layer is of a kind that cannot be pruned."""
     cache_bytes: int
-    """Keys and values stored in all layers, text included."""
+    """Keys and values stored in all layers, text included, and the states of layers that hold one."""
     reserved_bytes: int
     """Storage of all layers, with the room for tokens to come."""
     group_frames: int
@@ -151,7 +152,7 @@ class Recorder:
 
     def note_cache(self, layers: Sequence[Any]) -> None:
         """Note what a cache's layers hold in the end."""
-        parts = [part for layer in layers for part in (layer.keys, layer.values) if part is not None]
+        parts = [part for layer in layers for part in held_tensors(layer)]
         self.cache_bytes = sum(part.nbytes for part in parts)
         self.reserved_bytes = sum(part.untyped_storage().nbytes() for part in parts)
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from quickprefill.cache.host_layers import has_state
 from quickprefill.cache.storage import Storage, keeps_storage
 from quickprefill.errors import CacheError
 
@@ -244,5 +245,7 @@ class PrunedLayer(DynamicLayer):
 
 
 def stored_tokens(layer: Any) -> int:
-    """Tokens that a layer of any kind holds."""
-    return layer.stored_length if isinstance(layer, PrunedLayer) else int(layer.get_seq_length())
+    """Tokens that a layer of any kind holds; 0 for one that holds a state."""
+    if isinstance(layer, PrunedLayer):
+        return layer.stored_length
+    return 0 if has_state(layer) else int(layer.get_seq_length())

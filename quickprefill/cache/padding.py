@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from quickprefill.cache.host_layers import side_by_side
 from quickprefill.cache.layer import PrunedLayer
 
 __all__ = ["merge_rows", "visible_slots"]
@@ -15,7 +16,7 @@ def merge_rows(rows: list[Any], row_of: list[int], logical_length: int, room: in
     """One layer of a batch from the same layer of prompts that were prefilled one by one.
 
     Args:
-        rows: layers with batch size 1, of any stored length; or one layer of another kind, which is repeated.
+        rows: layers with batch size 1, of any stored length; or of a kind that side_by_side() takes.
         row_of: which of them each row of the batch takes; beams of one prompt share an entry.
         logical_length: columns of the batch, padding included.
         room: tokens to come, for which storage is reserved.
@@ -24,9 +25,7 @@ def merge_rows(rows: list[Any], row_of: list[int], logical_length: int, room: in
     """
     merged = rows[0]
     if not isinstance(merged, PrunedLayer):
-        if len(row_of) > 1:
-            merged.batch_repeat_interleave(len(row_of))
-        return merged
+        return side_by_side(rows, row_of)
     lengths = [layer.stored_length for layer in rows]
     stored = max(lengths)
     if len(row_of) == 1:

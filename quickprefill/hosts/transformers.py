@@ -24,8 +24,8 @@ from quickprefill.prompt.pending import PendingVideo
 
 __all__ = ["TransformersHost"]
 
-_PRUNABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
-"""Kinds of cache layers that a prefill can work with; the former are pruned, the latter stay the host's."""
+_PASSABLE = ("DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer")
+"""Kinds of cache layers that a prefill can work with; the first are pruned, the others stay the host's."""
 
 
 class TransformersHost(Host):
@@ -249,7 +249,7 @@ def _tensor_parallel(model: Any) -> str | None:
 
 def _odd_layers(layers: list[Any]) -> str | None:
     """Why a cache of such layers cannot be worked with."""
-    odd = sorted({type(layer).__name__ for layer in layers} - set(_PRUNABLE))
+    odd = sorted({type(layer).__name__ for layer in layers} - set(_PASSABLE))
     if not odd:
         return None
-    return f"its cache has {', '.join(odd)}; layers that a prefill can pass are {' and '.join(_PRUNABLE)}"
+    return f"its cache has {', '.join(odd)}; layers that a prefill can pass are {' and '.join(_PASSABLE)}"

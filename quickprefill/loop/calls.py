@@ -116,9 +116,14 @@ class Calls:
         return reason is None
 
     def _layers_reason(self, core: Any, call: dict[str, Any]) -> str | None:
-        """Why the layers of this call's cache cannot take a group."""
-        cache, ids, mask = versions.cache_of(call), call["input_ids"], call.get("attention_mask")
-        layers = getattr(cache, "layers", None) or self.host.new_layers(core)
+        """Why the model's layers, or what this call's cache holds, cannot take a group.
+
+        Raises:
+            ConfigError: the config names a layer that the model does not have.
+        """
+        ids, mask = call["input_ids"], call.get("attention_mask")
+        layers = self.host.new_layers(core)  # a caller's cache may hold plain layers where the host has a window
+        self.config.check_layers(len(layers))
         if mask is not None and not bool(mask[:, : mask.shape[1] - ids.shape[1]].all()):
             return "the cache holds padding of an earlier turn"
         if not any(getattr(layer, "is_sliding", False) for layer in layers):

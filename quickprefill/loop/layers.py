@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from quickprefill.attention.running import Running, Stored, running
+from quickprefill.cache.host_layers import fork
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Host
@@ -140,7 +140,7 @@ class Decoder:
         parts = []
         for at, own in enumerate(rows):
             if at:
-                cache.layers[index], layer = copy.copy(layer), cache.layers[index]
+                cache.layers[index], layer = fork(layer), cache.layers[index]
             rotary = self._host.take_rotary(stretch.rotary, own)
             parts.append(run(self._core, index, stretch.hidden[:, own], rotary, cache))
         cache.layers[index] = layer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 from quickprefill.budget.fit import fitted
 from quickprefill.budget.groups import check_slices
 from quickprefill.budget.plan import Plan, plan_row
+from quickprefill.cache.host_layers import fork, is_prunable
 from quickprefill.cache.layer import PrunedLayer, stored_tokens
 from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
@@ -52,8 +52,6 @@ def prefill(
         last, or of all columns where it is a tensor; NaN where the column's token did not reach the last layer. Its
         cache, the caller's own where there was one, holds PrunedLayers.
     """
-    layers = host.new_layers(core)
-    config.check_layers(len(layers))
     cache = versions.cache_of(call)
     cache = DynamicCache() if cache is None else cache
     rows, row_of = _unique(host.rows(core, call))
@@ -71,6 +69,7 @@ def prefill(
     finally:
         for video in (video for row in rows for video in row.videos):
             video.close()
+    layers = range(len(filled[0]))
     cache.layers[:] = [merge_rows([row.pop(0) for row in filled], row_of, logical_length, room) for _ in layers]
     # popped, so that a layer of the rows is free again before the next one is laid together
     recorder.prompts = len(rows)
@@ -155,11 +154,10 @@ class _Prompt:
 
     def _cache(self, plan: Plan) -> DynamicCache:
         """A cache of its own that goes on where the caller's ends."""
-        cache = DynamicCache()
-        past = self._past or self._host.new_layers(self._core)
+        cache, kinds = DynamicCache(), self._host.new_layers(self._core)
         cache.layers = [
-            PrunedLayer.adopt(layer, capacity, grows=not plan.known) if _prunable(layer) else copy.copy(layer)
-            for layer, capacity in zip(past, plan.slots, strict=True)
+            PrunedLayer.adopt(layer, capacity, grows=not plan.known) if is_prunable(kind) else fork(layer)
+            for layer, kind, capacity in zip(self._past or kinds, kinds, plan.slots, strict=True)
         ]
         return cache
 
@@ -176,10 +174,6 @@ class _Prompt:
                 "there that asks; put the question behind the video, or use a policy that needs none"
             )
         return self._text(torch.arange(self._tail, len(self._row.ids)))
-
-
-def _prunable(layer: Any) -> bool:
-    return type(layer).__name__ in ("DynamicLayer", "PrunedLayer")
 
 
 def _unique(rows: list[Row]) -> tuple[list[Row], list[int]]:

@@ -1,0 +1,63 @@
+"""Layers of a prompt's cache that stay the host's: a sliding window forgets by itself, a state has a constant size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+__all__ = ["fork", "has_state", "held_tensors", "is_prunable", "side_by_side"]
+
+_STATES = ("conv_states", "recurrent_states")
+"""Attributes of a linear-attention layer, {index: tensor or None}."""
+
+
+def is_prunable(kind: Any) -> bool:
+    """Whether a layer of this kind, as the host's own empty cache has it, holds what can be pruned.
+
+    What a caller's cache holds does not say so: a plain DynamicCache() makes layers of one kind for all.
+    """
+    return type(kind).__name__ == "DynamicLayer"
+
+
+def has_state(layer: Any) -> bool:
+    """Whether a layer holds a state of constant size instead of keys and values."""
+    return hasattr(layer, _STATES[0]) and not hasattr(layer, "get_seq_length")
+
+
+def fork(layer: Any) -> Any:
+    """A layer that goes on from here, and leaves the one that it came from as it is."""
+    forked = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # states, which are written in place, and what is known of each
+            setattr(forked, name, {key: one.clone() if torch.is_tensor(one) else one for key, one in value.items()})
+    return forked
+
+
+def side_by_side(rows: list[Any], row_of: list[int]) -> Any:
+    """One layer of a batch from those of its prompts, each of batch size 1.
+
+    Args:
+        rows: of layers without a state there is one only, which all rows of the batch share.
+        row_of: which of them each row of the batch takes.
+    """
+    merged = rows[0]
+    if len(row_of) == 1:
+        return merged
+    if not has_state(merged):
+        merged.batch_repeat_interleave(len(row_of))
+        return merged
+    for name in _STATES:
+        states = [getattr(row, name) for row in rows]
+        for index, first in states[0].items():
+            if first is not None:
+                getattr(merged, name)[index] = torch.cat([states[row][index] for row in row_of])
+    return merged
+
+
+def held_tensors(layer: Any) -> list[torch.Tensor]:
+    """Keys and values of a layer of any kind, or its states."""
+    parts = [getattr(layer, name, None) for name in ("keys", "values")]
+    parts += [state for name in _STATES for state in getattr(layer, name, {}).values()]
+    return [part for part in parts if part is not None]
