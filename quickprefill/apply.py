@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
 
-import transformers
-
 from quickprefill import late
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError, InputError, QuickPrefillError
-from quickprefill.hosts import Host
+from quickprefill.hosts import Host, versions
 from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
 from quickprefill.patch import ATTRIBUTE, install, live, uninstall
 from quickprefill.report import PrefillReport
@@ -45,11 +43,11 @@ def apply(model: _Model = None, config: QuickPrefillConfig | None = None, **over
         UnsupportedModelError: no family covers the model, or it lacks a seam. Nothing is changed then.
     """
     config = _configure(config, overrides)
-    targets = find_targets(model)
+    targets = [one for one in find_targets(model) if model is not None or _can_be_patched(*one)]
     for target, host in targets:
         host.check(target)
         if not isinstance(target, type):
-            config.check_layers(len(host.new_layers(host.core(target))))
+            config.check_layers(host.new_layers(host.core(target)))
     for target, host in targets:
         _patch(target, host, config)
     for host in absent_hosts() if model is None else ():
@@ -123,7 +121,7 @@ def configured(
         config = calls.config
     config = _configure(config, overrides)
     core = host.core(target)
-    config.check_layers(len(host.new_layers(core)))
+    config.check_layers(host.new_layers(core))
     last = None if calls is None or calls.last_prefill is None else calls.last_prefill.report()
     return core, host, config, last
 
@@ -165,12 +163,18 @@ class _Late:
 
     def __call__(self, module: ModuleType) -> None:
         target = getattr(module, self._host.head_name)
-        try:
-            self._host.check(target)
-        except QuickPrefillError as error:  # somebody else's import must not fail for it
-            logger.warning("quickprefill leaves %s as it is: %s", self._host.head_name, error)
-            return
-        _patch(target, self._host, self._config)
+        if _can_be_patched(target, self._host):
+            _patch(target, self._host, self._config)
+
+
+def _can_be_patched(target: type, host: Host) -> bool:
+    """Whether a class that nobody named can be; if not, the others, or somebody else's import, must not fail for it."""
+    try:
+        host.check(target)
+    except QuickPrefillError as error:
+        logger.warning("quickprefill leaves %s as it is: %s", host.head_name, error)
+        return False
+    return True
 
 
 def _extra_repr(stock: Callable[[], str], model: Any) -> str:
@@ -192,10 +196,10 @@ def _shown(config: QuickPrefillConfig, name: str) -> str:
 
 
 def _warn_if_untested(host: Host) -> None:
-    oldest, newest = (tuple(map(int, version.split("."))) for version in host.tested)
-    if not oldest <= tuple(map(int, transformers.__version__.split(".")[:2])) <= newest:
+    oldest, newest = map(versions.numbered, host.tested)
+    if not oldest <= versions.numbered(versions.INSTALLED) <= newest:
         logger.warning(
             "transformers %s is outside the tested range %s; compare keep=1.0 with the stock model first",
-            transformers.__version__,
+            versions.INSTALLED,
             " to ".join(host.tested),
         )

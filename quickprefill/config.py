@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quickprefill.cache.host_layers import has_state
 from quickprefill.errors import ConfigError
 from quickprefill.policies import POLICIES, Compressor, Policy, Scorer, Selector
 from quickprefill.policies.check import check_policies
@@ -118,15 +119,25 @@ class QuickPrefillConfig:
                 f"prune_text=True cannot score the question by itself; use a policy other than {scorer.name}"
             )
 
-    def check_layers(self, num_layers: int) -> None:
-        """Raise ConfigError if a layer index lies outside a model of `num_layers` decoder layers."""
+    def check_layers(self, layers: Sequence[Any]) -> None:
+        """Raise ConfigError if a model's layers, as its own empty cache has them, cannot do what is asked."""
         named = {"first_layer": self.first_layer, "progressive_from": self.progressive_from}
         selector = self.selector
         if selector is not None:
             named[f"{type(selector).__name__}.layer"] = selector.layer
         for name, layer in named.items():
-            if layer is not None and layer >= num_layers:
-                raise ConfigError(f"{name} must be below the model's {num_layers} decoder layers, got {layer}")
+            if layer is not None and layer >= len(layers):
+                raise ConfigError(f"{name} must be below the model's {len(layers)} decoder layers, got {layer}")
+        full = [index for index, layer in enumerate(layers) if not has_state(layer)]
+        if not self.see_past and len(full) < len(layers):
+            raise ConfigError(
+                "see_past=False has no meaning for layers of linear attention, whose state is the past; use True"
+            )
+        if selector is not None and selector.uses_question and selector.layer not in full:
+            raise ConfigError(
+                f"{type(selector).__name__}.layer={selector.layer} is a layer of linear attention, in which no token "
+                f"attends to another; this model's layers of full attention are {full}"
+            )
 
     @property
     def keep_share(self) -> float:

@@ -251,6 +251,41 @@ def video_llama_3(attention: str = "sdpa") -> Any:
     return random_model(config, VideoLlama3ForConditionalGeneration, attention)
 
 
+HYBRID_TEXT = {
+    **TEXT,
+    "head_dim": 8,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {
+        **{"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.5},
+        **{"mrope_section": [1, 1, 0], "mrope_interleaved": True},
+    },
+}
+"""Two layers with a state and two of full attention, in turn; the models have three of the former to one."""
+HYBRID_VISION = {name: value for name, value in QWEN3_VISION.items() if name != "deepstack_visual_indexes"}
+
+
+def qwen3_5(attention: str = "sdpa", text: dict[str, Any] = HYBRID_TEXT) -> Any:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    config = Qwen3_5Config(text_config=dict(text), vision_config=dict(HYBRID_VISION), **IDS)
+    return random_model(config, Qwen3_5ForConditionalGeneration, attention)
+
+
+def qwen3_5_moe(attention: str = "sdpa") -> Any:
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    text = {**HYBRID_TEXT, **experts, "shared_expert_intermediate_size": 16}
+    del text["intermediate_size"]
+    config = Qwen3_5MoeConfig(text_config=text, vision_config=dict(HYBRID_VISION), **IDS)
+    return random_model(config, Qwen3_5MoeForConditionalGeneration, attention)
+
+
 GLM: dict[str, Any] = {
     **{"patch_values": 96, "lay": before_times, "video_id": IMAGE, "mixes": False, "beams": False},
 }
@@ -261,8 +296,10 @@ BUILT = {
     ),
     "qwen2_5_vl": Built(tiny_model, patch_values=96, seconds="second_per_grid_ts"),
     "qwen2_vl": Built(qwen2_vl, patch_values=96),
+    "qwen3_5": Built(qwen3_5, patch_values=96, lay=behind_times),
+    "qwen3_5_moe": Built(qwen3_5_moe, patch_values=96, variant=True, lay=behind_times),
     "qwen3_vl": Built(qwen3_vl, patch_values=96, lay=behind_times),
-    "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, lay=behind_times),
+    "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, variant=True, lay=behind_times),
     "glm4v": Built(glm4v, **GLM),
     "glm4v_moe": Built(glm4v_moe, variant=True, **GLM),
     "glm46v": Built(glm46v, variant=True, **GLM),

@@ -77,7 +77,7 @@ def stored_only_bytes(geometry: Geometry, rows: int) -> int:
     """
     queries, keys = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
     turning = queries + 2 * keys + max(3 * queries, queries + 3 * keys)
-    return rows * geometry.dtype.itemsize * (2 * geometry.hidden + turning)
+    return rows * geometry.dtype.itemsize * (2 * geometry.hidden + turning + geometry.gated * queries)
 
 
 def question_bytes(geometry: Geometry, rows: int, question: int, keys: int, *, apart: bool) -> int:

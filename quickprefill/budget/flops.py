@@ -20,11 +20,12 @@ def vision_flops(geometry: Geometry, num_video: int, slice_tokens: int) -> float
 def layer_flops(geometry: Geometry, new: int, stored: int) -> float:
     """Work of one decoder layer for `new` tokens behind `stored` ones."""
     heads = geometry.heads * geometry.head_dim
-    projections = 2 * geometry.hidden * (2 * heads + 2 * geometry.kv_heads * geometry.head_dim)
+    projections = 2 * geometry.hidden * ((2 + geometry.gated) * heads + 2 * geometry.kv_heads * geometry.head_dim)
     linear = projections + 6 * geometry.hidden * geometry.mlp
     return float(new * linear + 4 * heads * new * (stored + new / 2))
 
 
 def store_flops(geometry: Geometry, new: int) -> float:
     """Work of projecting `new` tokens to a layer's queries, keys and values."""
-    return float(new * 2 * geometry.hidden * (geometry.heads + 2 * geometry.kv_heads) * geometry.head_dim)
+    heads = (1 + geometry.gated) * geometry.heads + 2 * geometry.kv_heads
+    return float(new * 2 * geometry.hidden * heads * geometry.head_dim)

@@ -16,6 +16,7 @@ from quickprefill.budget.activations import (
 )
 from quickprefill.budget.counts import compressed_count
 from quickprefill.budget.schedule import Band, Schedule
+from quickprefill.budget.states import state_layer_bytes
 from quickprefill.cache.storage import keeps_storage
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Geometry
@@ -83,6 +84,9 @@ class Memory:
             device, prefix = geometry.devices[band.first], here if config.see_past else 0
             self._reserve(at)
             beside = self._scratch_bytes(band, schedule.rows[0]) + self._level_bytes(band, rows)
+            if geometry.state_bytes(band.first):
+                self._moment(device, beside + self._state_moment(band, rows))
+                continue
             if band.last + 1 < geometry.layers or schedule.last_whole:
                 self._moment(device, beside + layer_bytes(geometry, device, rows, prefix))
             self._moment(device, beside + stored_only_bytes(geometry, rows) + self._grown_bytes(at))
@@ -96,13 +100,21 @@ class Memory:
             device = self._geometry.devices[band.first]
             self._reserve(at)
             embeds = feature_bytes(self._geometry, rows) + self._level_bytes(band, rows)
+            if self._geometry.state_bytes(band.first):
+                self._moment(device, embeds + self._state_moment(band, rows))
+                continue
             self._moment(device, embeds + layer_bytes(self._geometry, device, rows, here))
 
     def trim(self, left: Sequence[int], room: int) -> None:
         """Each layer in turn gives back what nothing needs: half of the rest lies beside all that it had."""
         for band, slots, stored in zip(self._bands, self._slots, left, strict=True):
-            if not keeps_storage(slots, stored, room):
+            if not self._geometry.state_bytes(band.first) and not keeps_storage(slots, stored, room):
                 self._moment(self._geometry.devices[band.first], (stored + room) * self._geometry.kv_bytes // 2)
+
+    def _state_moment(self, band: Band, rows: int) -> int:
+        """Beside a layer's state: those that it is made from while it is written, and a copy for the question."""
+        copies = 2 + bool(self._question)
+        return state_layer_bytes(self._geometry, rows) + copies * self._geometry.state_bytes(band.first)
 
     def _moment(self, device: torch.device, nbytes: int) -> None:
         if device == self._geometry.vision_device:
@@ -116,7 +128,8 @@ class Memory:
         if not self._reserved[at]:
             self._reserved[at] = True
             band = self._bands[at]
-            self._storage[self._geometry.devices[band.first]] += band.count * self._slots[at] * self._geometry.kv_bytes
+            nbytes = self._slots[at] * self._geometry.kv_bytes + self._geometry.state_bytes(band.first)
+            self._storage[self._geometry.devices[band.first]] += band.count * nbytes
 
     def _grown_bytes(self, at: int) -> int:
         """What lies twice while storage grows: half of what a layer had."""

@@ -15,6 +15,7 @@ from quickprefill.budget.flops import layer_flops, vision_flops
 from quickprefill.budget.groups import GROUP_TOKENS, group_slices, refills, tower_slices
 from quickprefill.budget.memory import Memory
 from quickprefill.budget.schedule import Band, Passing, Schedule, bands, passing_groups, tail_left
+from quickprefill.budget.states import state_layer_flops
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Geometry
 from quickprefill.prompt.spans import Group, VideoSpan
@@ -36,7 +37,7 @@ class Plan:
     stored: tuple[int, ...]
     """Tokens that the prompt leaves in each layer, text included."""
     cache_bytes: int
-    """Keys and values of `stored`."""
+    """Keys and values of `stored`, and the states of layers that hold one."""
     reserved_bytes: dict[torch.device, int]
     """Storage at its fullest, by device."""
     activation_bytes: dict[torch.device, int]
@@ -75,16 +76,20 @@ def plan_row(
     for passing in passing_groups(config, spans, frames_per_slice):
         held = passes.add(passing, held, finish=wants(passing.group))
     tail = length - (spans[-1].stop if spans else 0)
-    fullest = [max(most, here + tail) for most, here in zip(passes.fullest, held, strict=True)]
+    stores = [not geometry.state_bytes(band.first) for band in layers]
+    fullest = [max(most, here + tail * does) for most, here, does in zip(passes.fullest, held, stores, strict=True)]
     stays = [tail_left(config, tail, band.first, geometry.layers) if spans else tail for band in layers]
-    left = [here + text for here, text in zip(held, stays, strict=True)]
-    slots = [max(most, here + room) for most, here in zip(fullest, left, strict=True)]
+    left = [here + text * does for here, text, does in zip(held, stays, stores, strict=True)]
+    slots = [max(most, here + room * does) for most, here, does in zip(fullest, left, stores, strict=True)]
     memory = Memory(geometry, config, layers, slots, question)
     passes.fill(memory, spans, frames_per_slice)
     memory.tail(tail, held)
     memory.trim(left, room)
     flops = passes.flops + sum(vision_flops(geometry, span.grid.num_made, span.grid.slice_tokens) for span in spans)
-    flops += sum(band.count * layer_flops(geometry, tail, here) for here, band in zip(held, layers, strict=True))
+    flops += sum(
+        band.count * (layer_flops(geometry, tail, here) if does else state_layer_flops(geometry, tail))
+        for here, band, does in zip(held, layers, stores, strict=True)
+    )
     every_slots, every_left = _every(layers, slots), _every(layers, left)
     stored = tuple(here - start for here, start in zip(every_left, before, strict=True))
     return Plan(
@@ -93,7 +98,7 @@ def plan_row(
         slots=tuple(most - start for most, start in zip(every_slots, before, strict=True)),
         known=config.compressor is None or config.compressor.exact,
         stored=stored,
-        cache_bytes=sum(stored) * geometry.kv_bytes,
+        cache_bytes=sum(stored) * geometry.kv_bytes + sum(map(geometry.state_bytes, range(geometry.layers))),
         reserved_bytes=_by_device(geometry, every_slots),
         activation_bytes=memory.activation,
         peak_bytes=memory.peak,
@@ -124,7 +129,7 @@ class _Passes:
         self.flops += schedule.flops(held)
         self.most_slices = max(self.most_slices, group.stop_slice - group.first_slice)
         # Without the past a group lies in a cache of its own until it is pruned.
-        taken = schedule.rows if self._config.see_past else schedule.left
+        taken = schedule.stored if self._config.see_past else schedule.left
         self.fullest = [max(most, here + new) for most, here, new in zip(self.fullest, held, taken, strict=True)]
         return [here + new for here, new in zip(held, schedule.left, strict=True)]
 
@@ -166,6 +171,6 @@ def _every(layers: Sequence[Band], values: Sequence[int]) -> list[int]:
 
 def _by_device(geometry: Geometry, slots: Sequence[int]) -> dict[torch.device, int]:
     by_device: dict[torch.device, int] = {}
-    for device, count in zip(geometry.devices, slots, strict=True):
-        by_device[device] = by_device.get(device, 0) + count * geometry.kv_bytes
+    for layer, (device, count) in enumerate(zip(geometry.devices, slots, strict=True)):
+        by_device[device] = by_device.get(device, 0) + count * geometry.kv_bytes + geometry.state_bytes(layer)
     return by_device

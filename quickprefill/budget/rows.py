@@ -29,8 +29,8 @@ def batch_bytes(geometry: Geometry, plans: Sequence[Plan]) -> tuple[_ByDevice, _
     fullest = dict(storage)
     if len(plans) > 1:
         for layer, device in enumerate(geometry.devices):
-            longest = max(plan.stored[layer] for plan in plans)
-            storage[device] += len(plans) * longest * geometry.kv_bytes
+            longest, state = max(plan.stored[layer] for plan in plans), len(plans) * geometry.state_bytes(layer)
+            storage[device] += len(plans) * longest * geometry.kv_bytes + state
             fullest[device] = max(fullest[device], storage[device])
-            storage[device] -= sum(plan.slots[layer] for plan in plans) * geometry.kv_bytes
+            storage[device] -= sum(plan.slots[layer] for plan in plans) * geometry.kv_bytes + state
     return fullest, {device: max(peak[device], fullest[device]) for device in devices}

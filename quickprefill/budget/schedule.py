@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from quickprefill.budget.counts import num_kept, selected_count, stored_count
 from quickprefill.budget.flops import layer_flops, store_flops
 from quickprefill.budget.groups import expected_entering, group_slices
+from quickprefill.budget.states import state_layer_flops
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.hosts.base import Geometry
 from quickprefill.prompt.spans import Group, VideoSpan
@@ -71,6 +72,7 @@ def bands(geometry: Geometry, config: QuickPrefillConfig, before: Sequence[int])
         cuts |= set() if layer is None else {layer, layer + 1}
     alike = list(zip(before, geometry.devices, strict=True))
     cuts |= {at for at in range(1, layers) if alike[at] != alike[at - 1]}
+    cuts |= {at for at in range(1, layers) if geometry.state_bytes(at) != geometry.state_bytes(at - 1)}
     starts = sorted(at for at in cuts if 0 <= at < layers)
     return [Band(start, stop - start) for start, stop in zip(starts, [*starts[1:], layers], strict=True)]
 
@@ -105,14 +107,19 @@ class Schedule:
         kept = list(_kept(config, passing, geometry.layers))
         self.rows = [num_text + kept[band.first][0] + question for band in layers]
         """Rows that enter each layer of a band."""
-        self.left = [num_text + kept[band.first][1] for band in layers]
+        stores = [not geometry.state_bytes(band.first) for band in layers]
+        self.stored = [rows * does for rows, does in zip(self.rows, stores, strict=True)]
+        """Of those, what each of its layers stores before it is pruned."""
+        self.left = [(num_text + kept[band.first][1]) * does for band, does in zip(layers, stores, strict=True)]
         """Tokens of the group that each of its layers stores in the end."""
 
     def flops(self, held: Sequence[int]) -> float:
         """Work of the layers, which hold so many tokens."""
         work = 0.0
         for rows, here, band in zip(self.rows, held, self._bands, strict=True):
-            if band.last + 1 == self._geometry.layers and not self.last_whole:
+            if self._geometry.state_bytes(band.first):
+                work += band.count * state_layer_flops(self._geometry, rows)
+            elif band.last + 1 == self._geometry.layers and not self.last_whole:
                 work += store_flops(self._geometry, rows)
             else:
                 work += band.count * layer_flops(self._geometry, rows, here)

@@ -8,6 +8,7 @@ from quickprefill.hosts.llava_onevision import LlavaOnevision
 from quickprefill.hosts.qwen2_5_omni import Qwen2_5_Omni
 from quickprefill.hosts.qwen2_5_vl import Qwen2_5_VL
 from quickprefill.hosts.qwen2_vl import Qwen2_VL
+from quickprefill.hosts.qwen3_5 import Qwen3_5, Qwen3_5_MoE
 from quickprefill.hosts.qwen3_vl import Qwen3_VL, Qwen3_VL_MoE
 from quickprefill.hosts.smolvlm import SmolVLM
 from quickprefill.hosts.video_llama_3 import VideoLLaMA3
@@ -24,6 +25,8 @@ FAMILIES: dict[str, Host] = {
     "qwen2_5_omni_thinker": Qwen2_5_Omni(),
     "qwen2_5_vl": Qwen2_5_VL(),
     "qwen2_vl": Qwen2_VL(),
+    "qwen3_5": Qwen3_5(),
+    "qwen3_5_moe": Qwen3_5_MoE(),
     "qwen3_vl": Qwen3_VL(),
     "qwen3_vl_moe": Qwen3_VL_MoE(),
     "smolvlm": SmolVLM(),

@@ -13,7 +13,30 @@ import torch
 from quickprefill.prompt.pending import PendingVideo
 from quickprefill.prompt.spans import Grid
 
-__all__ = ["Geometry", "Host", "Row"]
+__all__ = ["Geometry", "Host", "Row", "StateLayers"]
+
+
+@dataclass(frozen=True)
+class StateLayers:
+    """Layers of linear attention, which hold a state of constant size instead of keys and values."""
+
+    layers: frozenset[int] = frozenset()
+    heads: int = 0
+    """Of values; fewer heads of keys are shared by several."""
+    key_heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    kernel: int = 0
+    """Tokens that the causal convolution before them looks at."""
+
+    @property
+    def mixed(self) -> int:
+        """Channels of queries, keys and values together, which pass the convolution."""
+        return 2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+
+    def nbytes(self, itemsize: int) -> int:
+        """Of one layer's state: the convolution's last inputs, and a matrix for each head in float32."""
+        return self.mixed * self.kernel * itemsize + 4 * self.heads * self.key_dim * self.value_dim
 
 
 @dataclass(frozen=True)
@@ -58,11 +81,18 @@ class Geometry:
     """Numbers a patch that what follows the tower holds at once, where it works on patches before they merge."""
     levels: int = 0
     """Features for later layers that ride behind an embedding, each as wide as it."""
+    gated: bool = False
+    """Whether queries come with a gate, as wide as they, that scales the attention's output."""
+    states: StateLayers = StateLayers()
 
     @property
     def kv_bytes(self) -> int:
         """Keys and values of one token in one layer."""
         return 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def state_bytes(self, layer: int) -> int:
+        """Of the state that a layer holds instead of keys and values; 0: it holds those."""
+        return self.states.nbytes(self.dtype.itemsize) if layer in self.states.layers else 0
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class QwenHost(TransformersHost):
             heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            mlp=text.intermediate_size,
+            mlp=_mlp_width(text),
             vision_layers=vision.depth,
             vision_hidden=vision_hidden,
             vision_heads=vision.num_heads,
@@ -112,3 +112,11 @@ class QwenHost(TransformersHost):
     def vision_sizes(self, vision: Any) -> tuple[int, int]:
         """Hidden size and MLP size of the tower's layers, from its config."""
         return vision.hidden_size, vision.intermediate_size
+
+
+def _mlp_width(text: Any) -> int:
+    """Of a layer's MLP as a token passes it: of a mixture the experts that it is sent to, and the shared one."""
+    experts = getattr(text, "num_experts_per_tok", 0)
+    if not experts:
+        return int(text.intermediate_size)
+    return int(experts * text.moe_intermediate_size + getattr(text, "shared_expert_intermediate_size", 0))

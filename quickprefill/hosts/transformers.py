@@ -39,6 +39,9 @@ class TransformersHost(Host):
     encoders: ClassVar[tuple[str, ...]] = ("get_video_features", "get_image_features")
     """Methods of the core that encode."""
 
+    oldest: ClassVar[tuple[str, str] | None] = None
+    """The first release of transformers that a prefill by groups can work with, and what is wrong with those before."""
+
     @abstractmethod
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
         """The videos of a call that brings raw pixels."""
@@ -65,6 +68,11 @@ class TransformersHost(Host):
         return head.model
 
     def check(self, head: Any) -> None:
+        if self.oldest is not None and versions.is_older_than(self.oldest[0]):
+            release, fault = self.oldest
+            raise UnsupportedModelError(
+                f"{self.head_name} needs transformers >= {release}, not {versions.INSTALLED}: {fault}"
+            )
         module = versions.module_of(self.module_name)
         core = getattr(module, self.core_name, None)
         absent = [] if core is not None else [f"{self.module_name}.{self.core_name}"]

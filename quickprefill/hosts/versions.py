@@ -8,21 +8,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import __version__ as INSTALLED
 from transformers import modeling_outputs
 
 __all__ = [
     "CACHE",
     "ENCODES_FIRST",
+    "INSTALLED",
     "TESTED",
     "cache_of",
     "core_output",
     "defined",
     "encoded",
     "first_tensor",
+    "is_older_than",
     "keeps_states",
     "known_arguments",
     "module_of",
     "new_cache",
+    "numbered",
     "pooled",
     "stacked_features",
 ]
@@ -46,6 +50,16 @@ _CORE_OUTPUTS = (
 def cache_of(call: Mapping[str, Any]) -> Any:
     """The cache of a call, under the name that it has or had; None without one."""
     return call.get(CACHE, call.get("past_key_values"))
+
+
+def is_older_than(release: str) -> bool:
+    """Whether the installed transformers comes before a release such as "5.9"."""
+    return numbered(INSTALLED) < numbered(release)
+
+
+def numbered(release: str) -> tuple[int, ...]:
+    """Major and minor number of a release."""
+    return tuple(map(int, release.split(".")[:2]))
 
 
 def module_of(name: str) -> Any:

@@ -123,7 +123,7 @@ class Calls:
         """
         ids, mask = call["input_ids"], call.get("attention_mask")
         layers = self.host.new_layers(core)  # a caller's cache may hold plain layers where the host has a window
-        self.config.check_layers(len(layers))
+        self.config.check_layers(layers)
         if mask is not None and not bool(mask[:, : mask.shape[1] - ids.shape[1]].all()):
             return "the cache holds padding of an earlier turn"
         if not any(getattr(layer, "is_sliding", False) for layer in layers):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from transformers import DynamicCache, Qwen2Config
 
 from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
 from quickprefill.budget.counts import compressed_count, selected_count
@@ -205,15 +206,16 @@ def test_what_goes_together(options):
 
 
 def test_layers_outside_the_model():
+    three, four = (DynamicCache(config=Qwen2Config(num_hidden_layers=count)).layers for count in (3, 4))
     for options, name in [
         ({"first_layer": 3}, "first_layer"),
         ({"progressive_from": 3}, "progressive_from"),
         ({"policy": PruneVid(layer=3)}, "PruneVid.layer"),
     ]:
         config = QuickPrefillConfig(**options)
-        config.check_layers(4)
+        config.check_layers(four)
         with pytest.raises(ConfigError, match=f"{name} must be below the model's 3 decoder layers, got 3"):
-            config.check_layers(3)
+            config.check_layers(three)
 
 
 @pytest.mark.parametrize(("policy", "ratio"), [(VidCom2(0.25), 0.25), (PruneVid.paper(), 0.4)], ids=str)
