@@ -162,8 +162,8 @@ def test_the_processors_options(both, talk, options):
     assert torch.equal(streamed[PIXELS], plain[PIXELS])
 
 
-def test_odd_frames_and_a_cap_on_the_whole_video(both, talk, processor, model):
-    """Where one slice would be resized to another size than the whole video, the processor gets the whole video."""
+def test_a_cap_on_the_whole_video(talk, processor):
+    """One slice alone would be resized to another size than the whole video is."""
     if "max_video_tokens" not in dir(processor.video_processor):
         pytest.skip("this transformers has no such cap")
     processor = copy.deepcopy(processor)
@@ -174,6 +174,22 @@ def test_odd_frames_and_a_cap_on_the_whole_video(both, talk, processor, model):
     quickdecode.register(stream=True)
     given = make_inputs(processor, conversation(talk), **options)
     assert plain["video_grid_thw"][0, 1:].tolist() != [4, 6]
+    assert is_lazy(given[PIXELS])
+    assert torch.equal(given[PIXELS].rows(0, 100), plain[PIXELS][:100])
+    assert torch.equal(given[PIXELS], plain[PIXELS])
+
+
+def test_somebody_elses_resize_gets_the_whole_video(talk, processor):
+    class Mirrored(type(processor.video_processor)):
+        def resize(self, videos, **kwargs):
+            return super().resize(videos, **kwargs).flip(-1)
+
+    processor = copy.deepcopy(processor)
+    processor.video_processor.__class__ = Mirrored
+    quickdecode.register()
+    plain = make_inputs(processor, conversation(talk))
+    quickdecode.register(stream=True)
+    given = make_inputs(processor, conversation(talk))
     assert not is_lazy(given[PIXELS])
     assert torch.equal(given[PIXELS], plain[PIXELS])
 

@@ -41,7 +41,7 @@ def register(*hosts: str, stream: bool = False, resize: str = "antialiased") -> 
     """Make these libraries (by default all supported ones that are installed) read videos with quickdecode.
 
     With `stream`, videos are returned at once, as tensors whose frames are still being decoded. A processor of the
-    Qwen2-VL family passes them on as such, and a model that prefills by groups takes frames as they come; whatever
+    Qwen families passes them on as such, and a model that prefills by groups takes frames as they come; whatever
     else touches such a tensor waits for the whole video.
 
     Frames are resized on the threads that decode them, to the size that the library would resize them to. `resize`
