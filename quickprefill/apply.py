@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from quickprefill import late
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError, InputError, QuickPrefillError
+from quickprefill.fits import check_layers, with_default_policy
 from quickprefill.hosts import Host, versions
 from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
 from quickprefill.patch import ATTRIBUTE, install, live, uninstall
@@ -47,7 +48,7 @@ def apply(model: _Model = None, config: QuickPrefillConfig | None = None, **over
     for target, host in targets:
         host.check(target)
         if not isinstance(target, type):
-            config.check_layers(host.new_layers(host.core(target)))
+            check_layers(config, host.new_layers(host.core(target)))
     for target, host in targets:
         _patch(target, host, config)
     for host in absent_hosts() if model is None else ():
@@ -121,7 +122,8 @@ def configured(
         config = calls.config
     config = _configure(config, overrides)
     core = host.core(target)
-    config.check_layers(host.new_layers(core))
+    check_layers(config, host.new_layers(core))
+    config = with_default_policy(config, host, core)
     last = None if calls is None or calls.last_prefill is None else calls.last_prefill.report()
     return core, host, config, last
 
@@ -181,7 +183,8 @@ def _extra_repr(stock: Callable[[], str], model: Any) -> str:
     calls = _calls(model)
     if calls is None:
         return stock()
-    fields = [f"{field.name}={_shown(calls.config, field.name)}" for field in dataclasses.fields(calls.config)]
+    config = with_default_policy(calls.config, calls.host, calls.host.core(model))
+    fields = [f"{field.name}={_shown(config, field.name)}" for field in dataclasses.fields(config)]
     return "\n".join(filter(None, (stock(), f"(quickprefill): {', '.join(fields)}")))
 
 

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quickprefill.cache.host_layers import has_state
 from quickprefill.errors import ConfigError
 from quickprefill.policies import POLICIES, Compressor, Policy, Scorer, Selector
 from quickprefill.policies.check import check_policies
 from quickprefill.policies.named import policy_from_dict, policy_to_dict
 
-__all__ = ["QuickPrefillConfig"]
+__all__ = ["DEFAULT_POLICY", "QuickPrefillConfig"]
 
+DEFAULT_POLICY = "key_norm"
 _DEFAULT_KEEP = 0.5
 
 
@@ -42,8 +42,9 @@ class QuickPrefillConfig:
     None: as many whole slices as make 2,048 tokens that enter the decoder; from sizes and the config, never from the
     machine. "auto": the most that fit the free memory, up to where more no longer helps; the number, and with it what
     is kept, may then differ from one machine to another. QuickVideo's way is 16."""
-    policy: str | Policy | Sequence[str | Policy] = "key_norm"
-    """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage."""
+    policy: str | Policy | Sequence[str | Policy] | None = None
+    """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage. None: a score by
+    the model's kind, key_norm, or value_norm where the decoder norms its keys (QK norm: Qwen3-VL, Qwen3.5)."""
     progress: bool = False
     """Show a progress bar over groups."""
     first_layer: int = 0
@@ -119,26 +120,6 @@ class QuickPrefillConfig:
                 f"prune_text=True cannot score the question by itself; use a policy other than {scorer.name}"
             )
 
-    def check_layers(self, layers: Sequence[Any]) -> None:
-        """Raise ConfigError if a model's layers, as its own empty cache has them, cannot do what is asked."""
-        named = {"first_layer": self.first_layer, "progressive_from": self.progressive_from}
-        selector = self.selector
-        if selector is not None:
-            named[f"{type(selector).__name__}.layer"] = selector.layer
-        for name, layer in named.items():
-            if layer is not None and layer >= len(layers):
-                raise ConfigError(f"{name} must be below the model's {len(layers)} decoder layers, got {layer}")
-        full = [index for index, layer in enumerate(layers) if not has_state(layer)]
-        if not self.see_past and len(full) < len(layers):
-            raise ConfigError(
-                "see_past=False has no meaning for layers of linear attention, whose state is the past; use True"
-            )
-        if selector is not None and selector.uses_question and selector.layer not in full:
-            raise ConfigError(
-                f"{type(selector).__name__}.layer={selector.layer} is a layer of linear attention, in which no token "
-                f"attends to another; this model's layers of full attention are {full}"
-            )
-
     @property
     def keep_share(self) -> float:
         """`keep`, or what it is where it was not given."""
@@ -162,8 +143,9 @@ class QuickPrefillConfig:
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        """The policies as objects."""
-        given: Any = self.policy if isinstance(self.policy, tuple) else (self.policy,)
+        """The policies as objects; where none was named, as for a model that does not norm its keys."""
+        named = DEFAULT_POLICY if self.policy is None else self.policy
+        given: Any = named if isinstance(named, tuple) else (named,)
         for policy in given:
             if not isinstance(policy, Policy) and not (isinstance(policy, str) and policy in POLICIES):
                 raise ConfigError(f"policy must be one of {sorted(POLICIES)} or a Policy object, got {policy!r}")

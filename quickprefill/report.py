@@ -13,6 +13,7 @@ import torch
 
 from quickprefill.cache.host_layers import held_tensors
 from quickprefill.prompt.spans import Group
+from quickprefill.spread import Spread
 
 __all__ = ["KeptPlaces", "PrefillReport", "Recorder", "Span"]
 
@@ -138,6 +139,8 @@ class Recorder:
     reserved_bytes: int = 0
     group_frames: int = 0
     flops: float = 0.0
+    spread: Spread | None = None
+    """Notes how much the scores of the first group differ, where that is wanted."""
     _spans: list[_Timed] = field(default_factory=list)
     _kept: list[KeptPlaces] = field(default_factory=list)
 

@@ -130,12 +130,11 @@ QWEN3_VISION = {
 }
 
 
-def qwen3_vl(attention: str = "sdpa") -> Any:
+def qwen3_vl(attention: str = "sdpa", text: dict[str, Any] = TEXT) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    text = {**TEXT, "head_dim": 8}
     return random_model(
-        Qwen3VLConfig(text_config=text, vision_config=dict(QWEN3_VISION), **IDS),
+        Qwen3VLConfig(text_config={"head_dim": 8, **text}, vision_config=dict(QWEN3_VISION), **IDS),
         Qwen3VLForConditionalGeneration,
         attention,
     )

@@ -34,8 +34,8 @@ ROOMS = {
         "hosts",
     ],
     "quickprefill": [
-        *("errors", "prompt", "cache", "attention", "policies", "lvu", "config", "report"),
-        *("hosts", "budget", "loop", "late", "patch", "targets", "apply", "estimate"),
+        *("errors", "prompt", "cache", "attention", "policies", "lvu", "config", "spread", "report"),
+        *("hosts", "fits", "budget", "loop", "late", "patch", "targets", "apply", "estimate"),
     ],
 }
 """Package -> its folders and the modules beside them, from bottom to top; the package's own __init__ is above all."""

@@ -203,6 +203,10 @@ class Host(ABC):
         """The layers of an empty cache, as the host's own cache has them."""
 
     @abstractmethod
+    def norms_keys(self, core: Any) -> bool:
+        """Whether the decoder norms its keys (QK norm): all are then about equally long."""
+
+    @abstractmethod
     def attention_config(self, core: Any) -> Any:
         """The config in which the decoder layers look up their attention implementation."""
 

@@ -161,6 +161,9 @@ class TransformersHost(Host):
     def attention_config(self, core: Any) -> Any:
         return self.decoder(core).config
 
+    def norms_keys(self, core: Any) -> bool:
+        return any(hasattr(getattr(layer, "self_attn", None), "k_norm") for layer in self.decoder(core).layers)
+
     def new_layers(self, core: Any) -> list[Any]:
         layers: list[Any] = versions.new_cache(self.attention_config(core)).layers
         return layers

@@ -23,10 +23,12 @@ from transformers.generation.configuration_utils import GenerationMode
 from quickprefill.attention.running import Running, running
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
+from quickprefill.fits import check_layers, with_default_policy
 from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host
 from quickprefill.loop.prefill import MAX_LENGTH, prefill
 from quickprefill.report import Recorder
+from quickprefill.spread import LEAST, Spread
 
 __all__ = ["EVERYTHING", "Calls", "cache_reason", "left_to_stock"]
 
@@ -69,6 +71,8 @@ class Calls:
         self.config = config
         self.last_prefill: Recorder | None = None
         self._warned: set[str] = set()
+        self._spread: Spread | None = Spread()
+        """Of the first scores; None once it has been looked at."""
 
     def head_forward(self, stock: Callable[..., Any], head: Any, *args: Any, **kwargs: Any) -> Any:
         """The stock head, which finds our core inside."""
@@ -96,15 +100,32 @@ class Calls:
         token = _request.set(None)  # what the core calls in turn asks for nothing
         try:
             call = _named(stock, args, kwargs)
+            if self._spread is not None and self._spread.noted:  # by now the device has done that prefill
+                self._look_at_scores(core, self._spread.told())
+                self._spread = None
             if self._is_ours(core, call, request):
                 geometry = self.host.geometry(core)
-                recorder = Recorder(self.config.trace, geometry.devices[-1])
-                output = prefill(self.host, core, self.config, call, request.logits_to_keep, geometry, recorder)
+                recorder = Recorder(self.config.trace, geometry.devices[-1], spread=self._spread)
+                config = with_default_policy(self.config, self.host, core)
+                output = prefill(self.host, core, config, call, request.logits_to_keep, geometry, recorder)
                 self.last_prefill = recorder
                 return output
             return self._stock(stock, core, call)
         finally:
             _request.reset(token)
+
+    def _look_at_scores(self, core: Any, spread: float) -> None:
+        if spread < LEAST:
+            scorer = with_default_policy(self.config, self.host, core).scorer
+            logger.warning(
+                "quickprefill: %s cannot tell this model's tokens apart: std / mean of what it goes by was %.1g in the "
+                "first group, below %g, so that what stays is nearly arbitrary%s; use value_norm, vidcom2 or "
+                "query_attention",
+                "the policy" if scorer is None else scorer.name,
+                spread,
+                LEAST,
+                ". The decoder norms its keys" if self.host.norms_keys(core) else "",
+            )
 
     def _is_ours(self, core: Any, call: dict[str, Any], request: _Request) -> bool:
         if not self.host.has_video(core, call) or _is_left(core) or _is_inert(core, call, request):
@@ -123,7 +144,7 @@ class Calls:
         """
         ids, mask = call["input_ids"], call.get("attention_mask")
         layers = self.host.new_layers(core)  # a caller's cache may hold plain layers where the host has a window
-        self.config.check_layers(layers)
+        check_layers(self.config, layers)
         if mask is not None and not bool(mask[:, : mask.shape[1] - ids.shape[1]].all()):
             return "the cache holds padding of an earlier turn"
         if not any(getattr(layer, "is_sliding", False) for layer in layers):

@@ -76,7 +76,8 @@ class Pruner:
         count = num_kept(self._config, length, index, self._num_layers)
         if count < length and self._scorer is not None and isinstance(layer, PrunedLayer):
             keys, values = layer.keys[..., -length:, :], layer.values[..., -length:, :]
-            layer.prune(length, _chosen(self._scorer, GroupKV(keys, values, index, -1, count, residual=residual)))
+            kv = GroupKV(keys, values, index, -1, count, residual=residual)
+            layer.prune(length, select(_scores(self._scorer, kv), count)[0])
 
     def _selected(
         self, selector: Selector, index: int, inputs: torch.Tensor, stretch: Stretch, run: Running
@@ -179,11 +180,14 @@ class Pruner:
             grid=stretch.group.grid,
             places=stretch.places,
         )
-        return _chosen(self._scorer, kv)
+        scores = _scores(self._scorer, kv)
+        if self._recorder.spread is not None and kv.group == 0:
+            self._recorder.spread.note(self._scorer.rests_on(kv, scores))
+        return select(scores, kv.num_kept)[0]
 
 
-def _chosen(scorer: Scorer, kv: GroupKV) -> torch.Tensor:
-    """Ascending indices of the tokens that a scorer keeps, (k,), or (K, k) per head."""
+def _scores(scorer: Scorer, kv: GroupKV) -> torch.Tensor:
+    """(B, N), or (B, K, N) per head; ConfigError for any other shape."""
     scores = scorer.score(kv)
     batch, heads, num_tokens, _ = kv.keys.shape
     expected = (batch, heads, num_tokens) if scorer.per_head else (batch, num_tokens)
@@ -192,4 +196,4 @@ def _chosen(scorer: Scorer, kv: GroupKV) -> torch.Tensor:
         raise ConfigError(
             f"{type(scorer).__name__}.score() must return one score per token, shape {expected}, got {shown}"
         )
-    return select(scores, kv.num_kept)[0]
+    return scores

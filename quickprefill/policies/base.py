@@ -191,6 +191,10 @@ class Scorer(Policy, ABC):
         """Whether score() needs hidden states."""
         return False
 
+    def rests_on(self, kv: GroupKV, scores: torch.Tensor) -> torch.Tensor:
+        """What tells tokens apart, of any shape: a model in which it hardly differs gets a warning. The scores."""
+        return scores
+
     @abstractmethod
     def score(self, kv: GroupKV) -> torch.Tensor:
         """float32, (B, N), or (B, K, N) where `per_head`."""

@@ -33,6 +33,10 @@ class KeyNormDistinct(Scorer):
         if isinstance(self.tokens_per_pivot, bool) or self.tokens_per_pivot < 1:
             raise ConfigError(f"tokens_per_pivot must be an integer >= 1, got {self.tokens_per_pivot!r}")
 
+    def rests_on(self, kv: GroupKV, scores: torch.Tensor) -> torch.Tensor:
+        """The key norms, without which it is another policy."""
+        return KeyNorm().score(kv)
+
     def score(self, kv: GroupKV) -> torch.Tensor:
         """(B, N)."""
         num_pivots = (kv.num_kept - 1) // self.tokens_per_pivot + 1

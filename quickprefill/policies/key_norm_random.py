@@ -31,6 +31,10 @@ class KeyNormRandom(Scorer):
     def __post_init__(self) -> None:
         Random(self.seed)
 
+    def rests_on(self, kv: GroupKV, scores: torch.Tensor) -> torch.Tensor:
+        """The key norms, without which it is another policy."""
+        return KeyNorm().score(kv)
+
     def score(self, kv: GroupKV) -> torch.Tensor:
         """(B, N)."""
         return first_then(KeyNorm().score(kv), kv.num_kept // 2, Random(self.seed).score(kv))

@@ -21,6 +21,10 @@ class KeyWeightedValueNorm(Scorer):
 
     name: ClassVar[str] = "key_weighted_value_norm"
 
+    def rests_on(self, kv: GroupKV, scores: torch.Tensor) -> torch.Tensor:
+        """The key norms, without which it is another policy."""
+        return KeyNorm().score(kv)
+
     def score(self, kv: GroupKV) -> torch.Tensor:
         """(B, N)."""
         weights = KeyNorm(largest=True).score(kv).softmax(-1)

@@ -11,8 +11,8 @@ __all__ = ["policy_from_dict", "policy_to_dict"]
 
 
 def policy_to_dict(policy: Any) -> Any:
-    """A policy, its name, or several of either, in types that JSON can hold."""
-    if isinstance(policy, str):
+    """A policy, its name, None, or several policies, in types that JSON can hold."""
+    if policy is None or isinstance(policy, str):
         return policy
     return policy.to_dict() if isinstance(policy, Policy) else [policy_to_dict(item) for item in policy]
 

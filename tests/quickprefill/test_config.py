@@ -8,12 +8,13 @@ from transformers import DynamicCache, Qwen2Config
 
 from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
 from quickprefill.budget.counts import compressed_count, selected_count
+from quickprefill.fits import check_layers
 from quickprefill.policies import Compressor, KeyNorm, PruneVid, QueryAttention, Random, Selector, VidCom2
 
 
 def test_defaults():
     config = QuickPrefillConfig()
-    assert (config.keep, config.keep_tokens, config.group_frames, config.policy) == (None, None, None, "key_norm")
+    assert (config.keep, config.keep_tokens, config.group_frames, config.policy) == (None, None, None, None)
     assert (config.trace, config.keep_share) == (False, 0.5)
 
 
@@ -159,7 +160,7 @@ def test_policies_in_a_list():
     [
         ({"policy": ()}, "at least one of"),
         ({"policy": KeyNorm}, r"or a Policy object, got <class"),
-        ({"policy": None}, r"or a Policy object, got None"),
+        ({"policy": 3}, r"or a Policy object, got 3"),
         ({"policy": [["key_norm"]]}, r"or a Policy object, got \['key_norm'\]"),
         ({"policy": ("key_norm", "value_norm")}, r"one policy of a tuple may score, got \['key_norm', 'value_norm'\]"),
         ({"policy": (VidCom2(0.5), PruneVid.merge_only())}, "only one policy of a tuple may compress"),
@@ -213,9 +214,9 @@ def test_layers_outside_the_model():
         ({"policy": PruneVid(layer=3)}, "PruneVid.layer"),
     ]:
         config = QuickPrefillConfig(**options)
-        config.check_layers(four)
+        check_layers(config, four)
         with pytest.raises(ConfigError, match=f"{name} must be below the model's 3 decoder layers, got 3"):
-            config.check_layers(three)
+            check_layers(config, three)
 
 
 @pytest.mark.parametrize(("policy", "ratio"), [(VidCom2(0.25), 0.25), (PruneVid.paper(), 0.4)], ids=str)
