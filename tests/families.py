@@ -109,12 +109,12 @@ def random_model(config: Any, head: Any, attention: str, seed: int = 0) -> Any:
     return model
 
 
-def qwen2_vl(attention: str = "sdpa") -> Any:
+def qwen2_vl(attention: str = "sdpa", text: dict[str, Any] = TEXT) -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4, "hidden_size": 48}
     return random_model(
-        Qwen2VLConfig(text_config=dict(TEXT), vision_config=vision, **IDS), Qwen2VLForConditionalGeneration, attention
+        Qwen2VLConfig(text_config=dict(text), vision_config=vision, **IDS), Qwen2VLForConditionalGeneration, attention
     )
 
 

@@ -10,7 +10,7 @@ import torch
 __all__ = ["fork", "has_state", "held_tensors", "is_prunable", "side_by_side"]
 
 _STATES = ("conv_states", "recurrent_states")
-"""Attributes of a linear-attention layer, {index: tensor or None}."""
+"""Attributes of a linear-attention layer, written in place: {index: tensor or None}; in early releases just that."""
 
 
 def is_prunable(kind: Any) -> bool:
@@ -30,8 +30,10 @@ def fork(layer: Any) -> Any:
     """A layer that goes on from here, and leaves the one that it came from as it is."""
     forked = copy.copy(layer)
     for name, value in vars(layer).items():
-        if isinstance(value, dict):  # states, which are written in place, and what is known of each
-            setattr(forked, name, {key: one.clone() if torch.is_tensor(one) else one for key, one in value.items()})
+        if isinstance(value, dict):  # states, and what is known of each
+            setattr(forked, name, {key: _copied(one) for key, one in value.items()})
+        elif name in _STATES:
+            setattr(forked, name, _copied(value))
     return forked
 
 
@@ -49,15 +51,23 @@ def side_by_side(rows: list[Any], row_of: list[int]) -> Any:
         merged.batch_repeat_interleave(len(row_of))
         return merged
     for name in _STATES:
-        states = [getattr(row, name) for row in rows]
-        for index, first in states[0].items():
-            if first is not None:
-                getattr(merged, name)[index] = torch.cat([states[row][index] for row in row_of])
+        each = [getattr(rows[row], name) for row in row_of]
+        if isinstance(each[0], dict):
+            setattr(merged, name, {key: _joined([states[key] for states in each]) for key in each[0]})
+        else:
+            setattr(merged, name, _joined(each))
     return merged
 
 
 def held_tensors(layer: Any) -> list[torch.Tensor]:
     """Keys and values of a layer of any kind, or its states."""
-    parts = [getattr(layer, name, None) for name in ("keys", "values")]
-    parts += [state for name in _STATES for state in getattr(layer, name, {}).values()]
-    return [part for part in parts if part is not None]
+    parts = [getattr(layer, name, None) for name in ("keys", "values", *_STATES)]
+    return [one for part in parts for one in (part.values() if isinstance(part, dict) else [part]) if one is not None]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _joined(states: list[Any]) -> Any:
+    return None if states[0] is None else torch.cat(states)

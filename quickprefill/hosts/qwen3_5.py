@@ -24,7 +24,7 @@ class Qwen3_5(QwenHost):
     head_name = "Qwen3_5ForConditionalGeneration"
     core_name = "Qwen3_5Model"
     vision_mlp_tensors = 2
-    oldest = ("5.9", "it lets several tokens behind a state begin with an empty one, so all groups but one are lost")
+    oldest = ("5.7", "it lets several tokens behind a state begin with an empty one, so all groups but one are lost")
 
     def geometry(self, core: Any) -> Geometry:
         text = core.config.get_text_config()

@@ -7,7 +7,8 @@ from transformers import DynamicCache
 import quickprefill
 from quickprefill import ConfigError
 from quickprefill.policies import PruneVid
-from tests.quickprefill.calls import CACHE, forward
+from tests.families import TEXT, build_inputs, qwen2_vl
+from tests.quickprefill.calls import CACHE, assert_same_logits, forward, generate
 from tests.tiny import FIRST_WORD, Clip, make_inputs, prompt, tiny_model
 
 INPUTS = make_inputs(prompt(3, Clip((4, 4, 4)), 3))
@@ -45,3 +46,15 @@ def test_a_layer_that_a_sliding_model_lacks_is_named(sliding):
     config = {"policy": PruneVid(layer=10, attention="causal")}
     with quickprefill.patched(type(sliding), **config), pytest.raises(ConfigError, match=named):
         forward(sliding, INPUTS)
+
+
+@pytest.mark.parametrize("policy", ["key_norm", "query_attention"])
+def test_sliding_layers_of_another_family(policy):
+    model = qwen2_vl(text={**TEXT, **SLIDING})
+    inputs = build_inputs("qwen2_vl", prompt(3, Clip((4, 4, 4)), 3))
+    stock = generate(model, inputs)
+    for group_frames in (2, None):
+        with quickprefill.patched(model, keep=1.0, policy=policy, group_frames=group_frames):
+            assert_same_logits(generate(model, inputs), stock)
+    with quickprefill.patched(model, keep=0.25, policy=policy):
+        assert [layer.keys.shape[-2] for layer in forward(model, inputs)[CACHE].layers] == [8 + 4, 7, 7]

@@ -124,10 +124,10 @@ def test_what_has_no_meaning_for_a_state_is_refused(model):
 
 
 def test_a_release_that_would_be_silently_wrong_is_refused(model, monkeypatch, caplog):
-    """Up to 5.8 several tokens behind a state began with an empty one."""
-    monkeypatch.setattr(versions, "INSTALLED", "5.8.1")
+    """Up to 5.6 several tokens behind a state began with an empty one."""
+    monkeypatch.setattr(versions, "INSTALLED", "5.6.2")
     for target in (model, type(model)):
-        with pytest.raises(UnsupportedModelError, match=r"needs transformers >= 5\.9, not 5\.8\.1: .*empty"):
+        with pytest.raises(UnsupportedModelError, match=r"needs transformers >= 5\.7, not 5\.6\.2: .*empty"):
             quickprefill.apply(target)
     with quickprefill.patched():
         assert "_quickprefill" not in vars(type(model))
