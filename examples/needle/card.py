@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from examples.needle.families import Family
 from examples.needle.tasks import CHOICES, TASKS
 
 __all__ = ["model_card", "plot_curves"]
@@ -16,22 +17,22 @@ library_name: transformers
 pipeline_tag: video-text-to-text
 ---
 
-# Tiny Qwen2.5-VL for the needle suite
+# Tiny {title} for the needle suite
 
-The real architecture (`Qwen2_5_VLForConditionalGeneration`, its processor and its chat format) with {parameters:,}
+The real architecture (`{head}`, its processor and its chat format) with {parameters:,}
 parameters, trained from scratch on rendered clips. It is there to try and to test things with no download: it answers
 a few kinds of questions about clips of `examples/needle` with one word, and nothing else.
 
-It is not a small version of Qwen's Qwen2.5-VL: no weight comes from there, it knows no language beyond the questions
+It is not a small version of the real {title}: no weight comes from there, it knows no language beyond the questions
 below, and what it shows about a pruning method holds for this model alone.
 
-* Frames are 56 x 56 pixels, 4 tokens for each pair. Give clips as
-  `{{"type": "video", "video": path, "resized_height": 56, "resized_width": 56}}`.
+* {frames}
 * Questions: "What colour was the square?" (or the ring), "Which appeared, the square or the ring?", "Which came first,
   the square or the ring?", "What colour was the lamp at second 7?", "How many crosses appeared?", "What pattern has the
   floor?", "What changed between beginning and end?"
 * Trained for {steps:,} steps on videos of 8 to {longest} frames ({minutes:.0f} minutes on a CPU):
-  `python -m examples.needle.train --output <this folder>`. Curves: `training.png`, figures: `training.json`.
+  `python -m examples.needle.train --family {family} --output <this folder>`. Curves: `training.png`, figures:
+  `training.json`.
 {notes}
 Accuracy on validation clips (all through H.264, unpruned), from the last line of `training.json`:
 
@@ -42,10 +43,14 @@ Accuracy on validation clips (all through H.264, unpruned), from the last line o
 """
 
 
-def model_card(history: dict[str, Any], parameters: int, longest: int) -> str:
+def model_card(family: Family, history: dict[str, Any], parameters: int, longest: int) -> str:
     """The README of a checkpoint, with the last validation figures in it."""
     last = {name: shares for name, shares in history["validation"][-1].items() if name != "step"}
     return _CARD.format(
+        title=family.title,
+        head=family.head.__name__,
+        frames=family.frames,
+        family=family.head.config_class.model_type,
         parameters=parameters,
         steps=history["step"],
         longest=longest,

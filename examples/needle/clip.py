@@ -11,8 +11,7 @@ from typing import IO, Any
 import av
 import numpy as np
 
-from examples.needle.checkpoint import FRAME_SIZE
-from examples.needle.paint import paint
+from examples.needle.paint import FRAME_SIZE, paint
 from examples.needle.scene import Scene
 
 __all__ = ["ClipError", "frame_times", "through_h264", "write_clip"]

@@ -7,17 +7,16 @@ they teach perception in hundreds of steps instead of thousands. They are thrown
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from examples.needle.packing import PREFIX, SLOT, packed_positions, slot_mask
+from examples.needle.families import Family
+from examples.needle.families.base import SLICE_TOKENS
+from examples.needle.packing import SLOT, Prompts, slot_mask, slot_positions
 from examples.needle.truth import NUM_SO_FAR, NUM_VISIBLE
 
 __all__ = ["PackedModel"]
@@ -28,19 +27,18 @@ _PROBE_WEIGHT = 1.0
 
 
 class PackedModel(nn.Module):
-    """Runs a Qwen2.5-VL on packed batches. All weights but the probes' belong to the model it is given."""
+    """Runs a family's model on packed batches. All weights but the probes' belong to the model it is given."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
+    def __init__(self, family: Family, model: Any, processor: Any) -> None:
         super().__init__()
         self.model = model
+        self._family = family
         self._video_processor = processor.video_processor
-        self._head = processor.tokenizer(PREFIX).input_ids
+        self._prompts = Prompts(family, model, processor)
         width = model.config.get_text_config().hidden_size
-        merged = model.config.vision_config.spatial_merge_size**2
-        self.visible_probe = nn.Linear(merged * width, NUM_VISIBLE)
+        self.visible_probe = nn.Linear(SLICE_TOKENS * width, NUM_VISIBLE)
         self.so_far_probe = nn.Linear(width, NUM_SO_FAR)
-        for block in model.model.visual.blocks:
-            block.attn.forward = types.MethodType(_equal_chunks_attention, block.attn)
+        family.hasten(model)
         AttentionInterface.register(_ATTENTION, _packed_attention)
         model.model.language_model.config._attn_implementation = _ATTENTION
         model.model.language_model.layers[_PROBED_LAYER].register_forward_hook(self._remember)
@@ -48,53 +46,53 @@ class PackedModel(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """(loss to train on, whether each answer is right (B, Q), the loss's parts)."""
-        video = self.encode(batch["frames"])
-        tokens, answer_at, slices = batch["tokens"], batch["answer_at"], batch["slices"].cpu()
+        core, family = self.model.model, self._family
+        tokens, answer_at, seconds = batch["tokens"], batch["answer_at"], float(batch["seconds_per_slice"])
         clips, slots, length = tokens.shape
-        num_slices = batch["frames"].shape[1] // 2
-        embed = self.model.get_input_embeddings()
-        head = embed(torch.tensor(self._head, device=video.device)).expand(clips, -1, -1)
-        positions = packed_positions(
-            slices,
-            answer_at.cpu(),
-            num_slices,
-            float(batch["seconds_per_slice"]),
-            self.model.config.vision_config.tokens_per_second,
-        )
-        hidden = self.model.model.language_model(
-            inputs_embeds=torch.cat([head, video, embed(tokens.flatten(1))], dim=1),
-            attention_mask={"full_attention": slot_mask(slices, num_slices).to(video.device)},
-            position_ids=positions.to(video.device),
+        prompt = self._prompts.prompt(batch["visible"].shape[1], seconds)
+        seen = [self._prompts.prompt(slices, seconds) for slices in batch["slices"].flatten().tolist()]
+        own = slot_positions(seen, answer_at.cpu()).flatten(1)
+        shared = prompt.positions[:, None].expand(-1, clips, -1)
+        positions = torch.cat([shared, own.expand(len(shared), -1, -1)], dim=2)
+        stops = torch.tensor([len(part.tokens) for part in seen]).view(clips, slots)
+
+        is_video = prompt.tokens == self.model.config.video_token_id
+        video, levels = family.encode(core, self._pixels(batch["frames"]))
+        embeds = [self._shared(prompt.tokens, is_video, video), family.embed(core, tokens.flatten(1))]
+        placed = F.pad(is_video, (0, slots * length)).expand(clips, -1).to(video.device)
+        hidden = core.language_model(
+            inputs_embeds=torch.cat(embeds, dim=1),
+            attention_mask=slot_mask(stops, len(is_video)).to(video.device),
+            position_ids=(positions if len(positions) > 1 else positions[0]).to(video.device),
             use_cache=False,
-        ).last_hidden_state[:, head.shape[1] + video.shape[1] :]
+            **family.later(levels, placed),
+        ).last_hidden_state[:, len(is_video) :]
         answers, right = self._score(hidden.view(clips, slots, length, -1), tokens, answer_at, batch["task"])
-        losses = {"answers": answers, **self._probe(video, head.shape[1], batch)}
+        losses = {"answers": answers, **self._probe(video, is_video, batch)}
         return answers + _PROBE_WEIGHT * (losses["visible"] + losses["so_far"]), right, losses
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, T, H, W, 3) uint8 -> video tokens (B, N, C), as processor and vision tower do."""
-        processor = self._video_processor
-        pixels = frames.permute(0, 1, 4, 2, 3)
-        pixels = processor.rescale_and_normalize(
-            pixels, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
-        )
-        patches, slices, rows, columns = processor.patchify(
-            pixels, processor.patch_size, processor.merge_size, processor.temporal_patch_size
-        )
-        # The tower treats slices apart from each other, so all clips together may pass as one long video.
-        grid = torch.tensor([[slices * len(frames), rows, columns]], device=frames.device)
-        tokens = self.model.model.visual(patches.flatten(0, 1), grid_thw=grid).pooler_output
-        return tokens.view(len(frames), -1, tokens.shape[-1])
+    def _pixels(self, frames: torch.Tensor) -> Any:
+        """What the stock processor makes of videos (B, T, H, W, 3) uint8."""
+        videos = list(frames.permute(0, 1, 4, 2, 3))
+        return self._video_processor(videos=videos, do_sample_frames=False, return_tensors="pt")
+
+    def _shared(self, tokens: torch.Tensor, is_video: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, S, C) of what all slots share: text (S,) with the tower's tokens (B, N, C) in their places."""
+        text = self.model.get_input_embeddings()(tokens[~is_video].to(video.device))
+        order = torch.cat([(~is_video).nonzero()[:, 0], is_video.nonzero()[:, 0]]).argsort()
+        return torch.cat([text.expand(len(video), -1, -1), video], dim=1)[:, order]
 
     def _remember(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         self._probed = output
 
-    def _probe(self, video: torch.Tensor, num_head: int, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _probe(
+        self, video: torch.Tensor, is_video: torch.Tensor, batch: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Both probes' losses, in nats a bit."""
         assert self._probed is not None
         clips, slices, _ = batch["visible"].shape
         seen = self.visible_probe(video.view(clips, slices, -1))
-        hidden = self._probed[:, num_head : num_head + video.shape[1]]
+        hidden = self._probed[:, : len(is_video)][:, is_video]
         known = self.so_far_probe(hidden).view(clips, slices, -1, NUM_SO_FAR)
         self._probed = None
         wanted = batch["so_far"][:, :, None].expand_as(known)
@@ -146,17 +144,3 @@ def _packed_attention(
 def _slot_rows(states: torch.Tensor, slots: int) -> torch.Tensor:
     """(B, H, Q x SLOT, D) -> (B x Q, H, SLOT, D)."""
     return states.unflatten(2, (slots, SLOT)).transpose(1, 2).flatten(0, 1)
-
-
-def _equal_chunks_attention(
-    self: Any, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: Any = None, **_: Any
-) -> torch.Tensor:
-    """The stock vision attention in one call instead of one for each slice, where all slices are equally large."""
-    length, chunks = hidden_states.shape[0], len(cu_seqlens) - 1
-    query, key, value = self.qkv(hidden_states).view(length, 3, self.num_heads, -1).unbind(1)
-    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    query, key, value = (
-        part.reshape(chunks, length // chunks, self.num_heads, -1).transpose(1, 2) for part in (query, key, value)
-    )
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
-    return self.proj(mixed.transpose(1, 2).reshape(length, -1))

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from examples.needle.checkpoint import FRAME_SIZE
 from examples.needle.scene import Scene, Symbol
 from examples.needle.vocabulary import COLOURS, PROPS
 
-__all__ = ["lamp_box", "paint", "symbol_box"]
+__all__ = ["FRAME_SIZE", "lamp_box", "paint", "symbol_box"]
+
+FRAME_SIZE = 56
+"""Height and width of a painted frame in pixels."""
 
 _TILE = 2 * FRAME_SIZE
 _NUM_TILES = 64

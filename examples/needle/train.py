@@ -1,6 +1,7 @@
-"""Train the tiny Qwen2.5-VL of this suite from scratch, on clips rendered as it goes. Resumes where it stopped.
+"""Train a family's tiny model from scratch, on clips rendered as it goes. Resumes where it stopped.
 
 python -m examples.needle.train --output examples/tiny-qwen2.5-vl
+python -m examples.needle.train --family qwen3_vl --output tiny-qwen3-vl
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from examples.needle.card import model_card, plot_curves
 from examples.needle.checkpoint import build_model, build_processor, save
+from examples.needle.families import FAMILIES, Family
 from examples.needle.packed_model import PackedModel
 from examples.needle.packing import Batches, BatchPlan
 from examples.needle.scene import Difficulty
@@ -59,13 +61,13 @@ LONE = 0.3
 VALIDATION_LENGTHS = (16, 32, 64)
 
 
-def plan(step: int) -> BatchPlan:
+def plan(family: Family, step: int) -> BatchPlan:
     """What training step `step` sees: drawn from its number, so that a resumed run sees the same."""
     rng = np.random.default_rng((4, step))
     stage = next(stage for stage in CURRICULUM if step < stage.until)
     frames, spacing = int(rng.choice(stage.lengths)), float(rng.choice(stage.spacings))
     distractors = int(rng.integers(0, stage.distractors + 1))
-    difficulty = Difficulty(frames, spacing, distractors=distractors, lone=bool(rng.random() < LONE))
+    difficulty = Difficulty(frames, family.spacing or spacing, distractors=distractors, lone=bool(rng.random() < LONE))
     return BatchPlan(CLIPS[frames], difficulty, h264=0.2, cuts=3, questions=QUESTIONS)
 
 
@@ -79,7 +81,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--work", type=Path, default=Path(".cache/needle"), help="folder to resume from")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2_5_vl")
+    parser.add_argument("--work", type=Path, help="folder to resume from (default: .cache/needle/FAMILY)")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--warmup", type=int, default=100)
@@ -90,29 +93,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that render clips")
     parser.add_argument("--validation", type=int, default=6, help="batches in the validation set")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.work = arguments.work or Path(".cache/needle") / arguments.family
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train, or go on training."""
     arguments = parse_arguments(argv)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    processor = build_processor()
-    model = build_model(processor.tokenizer, seed=arguments.seed).train()
-    packed = PackedModel(model, processor)
+    family = FAMILIES[arguments.family]
+    processor = build_processor(family)
+    model = build_model(family, processor.tokenizer, seed=arguments.seed).train()
+    packed = PackedModel(family, model, processor)
     optimizer = build_optimizer(packed, arguments)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(_rate, arguments))
     packed, optimizer = accelerator.prepare(packed, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     history = _resume(accelerator, arguments.work)
     stop = min(arguments.stop_at or arguments.steps, arguments.steps)
-    data = Batches(processor.tokenizer, "train", arguments.steps, plan)
+    data = Batches(family, processor, "train", arguments.steps, functools.partial(plan, family))
     batches = _loader(data, range(history["step"], stop), arguments.workers)
-    validation = Batches(processor.tokenizer, "validation", arguments.validation, validation_plan)
+    validation = Batches(family, processor, "validation", arguments.validation, validation_plan)
     checks = list(_loader(validation, range(len(validation)), 0))
     _train(accelerator, packed, optimizer, scheduler, batches, checks, history, arguments)
     if history["step"] == arguments.steps and accelerator.is_main_process:
-        _export(accelerator.unwrap_model(packed).model, processor, history, arguments.output)
+        _export(family, accelerator.unwrap_model(packed).model, processor, history, arguments.output)
 
 
 def _train(
@@ -225,12 +231,12 @@ def _save(accelerator: Accelerator, work: Path, history: dict[str, Any]) -> None
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _export(model: Any, processor: Any, history: dict[str, Any], folder: Path) -> None:
+def _export(family: Family, model: Any, processor: Any, history: dict[str, Any], folder: Path) -> None:
     """Write the checkpoint, its card and its curves into a folder that appears, or is replaced, as a whole."""
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    card = model_card(history, model.num_parameters(), max(CLIPS))
+    card = model_card(family, history, model.num_parameters(), max(CLIPS))
     save(model, processor, fresh, card)
     (fresh / "training.json").write_text(_text(history))
     plot_curves(history, fresh / "training.png")

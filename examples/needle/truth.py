@@ -1,6 +1,6 @@
 """What every slice of a clip shows, as bits: dense targets for training, beside the few questions of a clip.
 
-Two sets, both (T, bits) float32 in 0 to 1 for T slices of two frames:
+Two sets, both (T, bits) float32 in 0 to 1 for T slices of one or more frames:
 
     visible   what the slice shows: the share of its frames that show each thing
     so_far    what has been seen by its end: symbols, their order, the number of crosses, the change, the first tones
@@ -21,7 +21,7 @@ NUM_VISIBLE = len(COLOURS) * (1 + len(SHAPES)) + 1 + len(PROPS) + len(PATTERNS)
 NUM_SO_FAR = 2 * len(SHAPES) + len(COUNTS) + 2 * len(PROPS)
 
 
-def visible(scene: Scene) -> np.ndarray:
+def visible(scene: Scene, slice_frames: int = 2) -> np.ndarray:
     """(T, NUM_VISIBLE): lamp, the symbols' colours, a cross, the props' tones, the floor."""
     times = frame_times(scene)
     lamp = np.zeros((len(times), len(COLOURS)))
@@ -39,12 +39,12 @@ def visible(scene: Scene) -> np.ndarray:
         props[times >= scene.change_second, PROPS.index(scene.changed)] = 1 - scene.props[PROPS.index(scene.changed)]
     floor = np.tile([float(pattern == scene.pattern) for pattern in PATTERNS], (len(times), 1))
     frames = np.concatenate([lamp, colours.reshape(len(times), -1), cross, props, floor], axis=1)
-    return frames.reshape(len(times) // 2, 2, -1).mean(1).astype(np.float32)
+    return frames.reshape(len(times) // slice_frames, slice_frames, -1).mean(1).astype(np.float32)
 
 
-def so_far(scene: Scene) -> np.ndarray:
+def so_far(scene: Scene, slice_frames: int = 2) -> np.ndarray:
     """(T, NUM_SO_FAR): each symbol seen, each seen first, at least n crosses, each prop changed, and its first tone."""
-    ends = frame_times(scene)[1::2]
+    ends = frame_times(scene)[slice_frames - 1 :: slice_frames]
     starts = [min((symbol.start for symbol in scene.appearances(shape)), default=np.inf) for shape in SHAPES]
     seen = [ends >= start for start in starts]
     first = [seen[place] & (starts[place] == min(starts)) for place in range(len(SHAPES))]

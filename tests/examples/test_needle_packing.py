@@ -7,8 +7,9 @@ import torch
 
 from examples.needle.checkpoint import build_model, build_processor
 from examples.needle.clip import frame_times
+from examples.needle.families import FAMILIES
 from examples.needle.packed_model import PackedModel
-from examples.needle.packing import Batches, BatchPlan, slot_mask
+from examples.needle.packing import Batches, BatchPlan, Prompts, slot_mask
 from examples.needle.paint import paint
 from examples.needle.scene import Difficulty, sample_scene
 from examples.needle.tasks import ask
@@ -16,10 +17,23 @@ from examples.needle.tasks import ask
 DIFFICULTY = Difficulty(frames=8, spacing=0.25)
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
 @pytest.fixture(scope="module")
-def parts():
-    processor = build_processor()
-    return processor, build_model(processor.tokenizer)
+def processor(family):
+    return build_processor(family)
+
+
+def random_model(family, processor):
+    """A model in which everything counts: as built, newlines, norms and features for later layers hardly do."""
+    model = build_model(family, processor.tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
 
 
 def stock_inputs(processor, scene, question):
@@ -33,11 +47,11 @@ def stock_inputs(processor, scene, question):
     )
 
 
-def test_packed_loss_is_that_of_single_questions(parts):
-    processor, model = parts
-    batch = Batches(processor.tokenizer, "train", 1, lambda number: BatchPlan(2, DIFFICULTY, h264=0.0))[0]
+def test_packed_loss_is_that_of_single_questions(family, processor):
+    model = random_model(family, processor)
+    batch = Batches(family, processor, "train", 1, lambda number: BatchPlan(2, DIFFICULTY, h264=0.0))[0]
     with torch.no_grad():
-        loss = PackedModel(build_model(processor.tokenizer), processor)(batch)[2]["answers"]
+        loss = PackedModel(family, random_model(family, processor), processor)(batch)[2]["answers"]
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     expected = []
     for clip in range(2):
@@ -59,25 +73,37 @@ def test_packed_loss_is_that_of_single_questions(parts):
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_question_behind_part_of_a_video_is_one_about_a_shorter_video(parts):
-    processor, model = parts
-    packed = PackedModel(build_model(processor.tokenizer), processor)
+def test_a_question_behind_part_of_a_video_is_one_about_a_shorter_video(family, processor):
+    packed = PackedModel(family, random_model(family, processor), processor)
     plan = BatchPlan(1, Difficulty(frames=16, spacing=0.25), h264=0.0, cuts=1)
-    batch = Batches(processor.tokenizer, "train", 1, lambda number: plan)[0]
+    batch = Batches(family, processor, "train", 1, lambda number: plan)[0]
     cut = batch["slices"][0].min()
-    assert cut < 8
+    assert cut < 16 // family.slice_frames
     behind = (batch["slices"][0] == cut).nonzero()[:, 0]
     slots = {name: batch[name][:, behind] for name in ("tokens", "answer_at", "task", "slices")}
     short = {name: batch[name][:, :cut] for name in ("visible", "so_far")}
     with torch.no_grad():
         part = packed({**batch, **slots})[2]["answers"]
-        alone = packed({**batch, **slots, **short, "frames": batch["frames"][:, : 2 * cut]})[2]["answers"]
+        alone = packed({**batch, **slots, **short, "frames": batch["frames"][:, : family.slice_frames * cut]})[2][
+            "answers"
+        ]
     torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_what_slots_share_is_what_every_question_begins_with(family, processor):
+    """The shorter video's prompt is the beginning of the longer one's, whatever stands between slices."""
+    prompts = Prompts(family, build_model(family, processor.tokenizer), processor)
+    short, long = (prompts.prompt(slices, 1.0) for slices in (3, 12))
+    assert torch.equal(long.tokens[: len(short.tokens)], short.tokens)
+    assert torch.equal(long.positions[:, : len(short.tokens)], short.positions)
+    text = processor.tokenizer.decode(long.tokens)
+    assert text.count(processor.video_token) == 12 * 4
+    assert ("<11.2 seconds>" in text) == (family is FAMILIES["qwen3_vl"])
+
+
 def test_a_slot_sees_its_part_of_the_video_and_no_other_slot():
-    whole, part = slot_mask(torch.tensor([[2, 1]]), 2)[0]
     video = 4 + 2 * 4
+    whole, part = slot_mask(torch.tensor([[video, video - 4]]), video)[0]
     assert whole[:, :video].all()
     assert part[:, : video - 4].all() and not part[:, video - 4 : video].any()
     assert torch.equal(whole[:, video:], torch.ones(18, 18).tril().bool())

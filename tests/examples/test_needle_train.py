@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from examples.needle import train
+from examples.needle.families import FAMILIES
 
 
 @pytest.fixture
@@ -35,6 +36,21 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(short):
     assert history["step"] == 4
     assert [point["step"] for point in history["validation"]] == [2, 4]
     assert "not a small version" in (resumed / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"qwen2_5_vl"}))
+def test_every_family_is_trained_by_the_same_command(short, name):
+    pytest.importorskip("matplotlib")
+    folder = short(name, "--family", name)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == name
+    card = (folder / "README.md").read_text()
+    assert f"Tiny {FAMILIES[name].title}" in card and f"--family {name}" in card
+    assert "nan" not in (folder / "training.json").read_text().lower()
+
+
+def test_families_resume_from_folders_of_their_own():
+    folders = {train.parse_arguments(["--output", "x", "--family", name]).work for name in FAMILIES}
+    assert len(folders) == len(FAMILIES)
 
 
 def test_an_interrupted_run_writes_no_checkpoint(short):

@@ -13,6 +13,7 @@ from examples.benchmarks import quality
 from examples.benchmarks.quality_report import plot, summarise, table
 from examples.needle.answering import Answer, Answerer, CheckpointError
 from examples.needle.checkpoint import build_model, build_processor, save
+from examples.needle.families import FAMILIES
 from examples.needle.statistics import interval, mcnemar, relative_interval
 
 SMALL = [
@@ -35,8 +36,9 @@ SMALL = [
 def checkpoint(tmp_path_factory):
     """Random weights in the usual files."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    processor = build_processor()
-    save(build_model(processor.tokenizer), processor, folder, "card")
+    family = FAMILIES["qwen2_5_vl"]
+    processor = build_processor(family)
+    save(build_model(family, processor.tokenizer), processor, folder, "card")
     return folder
 
 
