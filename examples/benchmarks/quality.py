@@ -1,10 +1,11 @@
 """How much each policy forgets: accuracy on the needle suite, unpruned and pruned, for any video checkpoint.
 
     python -m examples.benchmarks.quality --model examples/tiny-qwen2.5-vl
-    python -m examples.benchmarks.quality --model Qwen/Qwen2.5-VL-7B-Instruct --frame-size 224 --frames 64
+    python -m examples.benchmarks.quality --model Qwen/Qwen3-VL-8B-Instruct --frame-size 224 --frames 64
+    python -m examples.benchmarks.quality --model llava-hf/llava-onevision-qwen2-7b-ov-hf --frame-size 384 --frames 64
 
-Each clip is a real file, read through qwen-vl-utils and answered by the stock generate(), unpatched and patched. Every
-clip's answers are a file of their own in --work: an interrupted run goes on where it stopped.
+Each clip is a real file, read as users of the family read it and answered by the stock generate(), unpatched and
+patched. Every clip's answers are a file of their own in --work: an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

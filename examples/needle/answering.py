@@ -1,7 +1,12 @@
-"""Asking a model about a clip file: stock reader, stock processor, stock generate(), whatever is patched onto them."""
+"""Asking a model about a clip file: stock reader, stock processor, stock generate(), whatever is patched onto them.
+
+Models whose processor says its patch size (the Qwen families) get their clips through qwen-vl-utils, all others through
+transformers' own loading, as their users would.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +32,7 @@ class Video:
 
     message: dict[str, Any]
     frames: torch.Tensor
-    metadata: dict[str, Any]
+    metadata: Any
     options: dict[str, Any]
 
     def noise(self, seed: int) -> Video:
@@ -54,7 +59,11 @@ class Answerer:
     """A checkpoint and its processor."""
 
     def __init__(self, folder: str, *, frame_size: int, device: str = "cpu") -> None:
-        """Load a local folder or a hub name. Raises CheckpointError if it takes no videos."""
+        """Load a local folder or a hub name.
+
+        Raises:
+            CheckpointError: it takes no videos, or no frames of `frame_size` pixels a side.
+        """
         self.processor = AutoProcessor.from_pretrained(folder)
         self.model = AutoModelForImageTextToText.from_pretrained(folder).to(device).eval()
         self.frame_size = frame_size
@@ -64,6 +73,14 @@ class Answerer:
                 f"{folder} (model_type {self.model.config.model_type!r}) has no video token or no video processor, so "
                 "it cannot be asked about clips; pass a video model such as a Qwen2.5-VL checkpoint with --model"
             )
+        self._patch_size = getattr(self.processor.video_processor, "patch_size", None)
+        if self._patch_size is None:
+            height, width = (self.processor.video_processor.size[side] for side in ("height", "width"))
+            if (height, width) != (frame_size, frame_size):
+                raise CheckpointError(
+                    f"the processor of {folder} brings every frame to {height} x {width} pixels, not to "
+                    f"{frame_size} x {frame_size}; pass --frame-size {height}"
+                )
 
     @property
     def num_layers(self) -> int:
@@ -72,13 +89,27 @@ class Answerer:
 
     def watch(self, path: Path, frames: int) -> Video:
         """Read `frames` frames of a clip."""
+        if self._patch_size is None:
+            return self._load(path, frames)
         size = {"resized_height": self.frame_size, "resized_width": self.frame_size}
         part = {"type": "video", "video": str(path), "nframes": frames, **size}
         _, videos, options = process_vision_info(
-            [{"role": "user", "content": [part]}], return_video_kwargs=True, return_video_metadata=True
+            [{"role": "user", "content": [part]}],
+            return_video_kwargs=True,
+            return_video_metadata=True,
+            image_patch_size=self._patch_size,
         )
         ((pixels, metadata),) = videos
         return Video(part, pixels, metadata, options)
+
+    def _load(self, path: Path, frames: int) -> Video:
+        """What apply_chat_template() does of itself for a path and num_frames."""
+        processor = self.processor.video_processor
+        pixels, metadata = processor.fetch_videos(
+            str(path), sample_indices_fn=functools.partial(processor.sample_frames, num_frames=frames)
+        )
+        message = {"type": "video", "path": str(path)}
+        return Video(message, torch.as_tensor(pixels), metadata, {"do_sample_frames": False})
 
     def prepare(self, video: Video, question: Question) -> Any:
         """Model inputs for one question; they may be answered any number of times."""

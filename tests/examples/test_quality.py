@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import quickdecode
+import quickprefill
 from examples.benchmarks import quality
 from examples.benchmarks.quality_report import plot, summarise, table
 from examples.needle.answering import Answer, Answerer, CheckpointError
 from examples.needle.checkpoint import build_model, build_processor, save
+from examples.needle.clip import write_clip
 from examples.needle.families import FAMILIES
+from examples.needle.scene import Difficulty, sample_scene
 from examples.needle.statistics import interval, mcnemar, relative_interval
+from examples.needle.tasks import ask
 
 SMALL = [
     "--frames",
@@ -33,22 +38,29 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Random weights in the usual files."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    family = FAMILIES["qwen2_5_vl"]
-    processor = build_processor(family)
-    save(build_model(family, processor.tokenizer), processor, folder, "card")
-    return folder
+def checkpoints(tmp_path_factory):
+    """Family -> random weights in the usual files."""
+    folders = {}
+    for name, family in FAMILIES.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        processor = build_processor(family)
+        save(build_model(family, processor.tokenizer), processor, folders[name], "card")
+    return folders
+
+
+@pytest.fixture
+def checkpoint(checkpoints):
+    return checkpoints["qwen2_5_vl"]
 
 
 def options(checkpoint: Path, folder: Path) -> list[str]:
     return [*SMALL, "--model", str(checkpoint), "--work", str(folder / "work"), "--output", str(folder / "out")]
 
 
-def test_a_run_reads_real_files_and_writes_its_results(checkpoint, tmp_path):
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() & quickprefill.hosts.FAMILIES.keys()))
+def test_a_run_reads_real_files_and_writes_its_results(checkpoints, name, tmp_path):
     pytest.importorskip("matplotlib")
-    summary = quality.main(options(checkpoint, tmp_path))
+    summary = quality.main(options(checkpoints[name], tmp_path))
     same, asked = summary["identical_at_keep_1"]
     assert same == asked > 0
     ways = summary["lengths"][0]["ways"]
@@ -93,6 +105,31 @@ def test_a_checkpoint_without_video_tokens_is_refused(tmp_path, checkpoint, monk
     )
     with pytest.raises(CheckpointError, match="model_type 'llama'.*no video token.*--model"):
         Answerer(str(checkpoint), frame_size=56)
+
+
+@pytest.mark.parametrize(("name", "size"), [("qwen2_5_vl", 56), ("qwen3_vl", 64), ("llava_onevision", 56)])
+def test_each_family_is_asked_with_as_many_tokens_as_it_was_trained_on(checkpoints, name, size, tmp_path):
+    scene = sample_scene("test", 0, Difficulty(frames=8))
+    path = write_clip(scene, tmp_path / "clip.mp4", oversample=2)
+    answerer = Answerer(str(checkpoints[name]), frame_size=56)
+    quickdecode.register()
+    try:
+        video = answerer.watch(path, 8)
+    finally:
+        quickdecode.unregister()
+    inputs = answerer.prepare(video, ask(scene)[0])
+    assert inputs["pixel_values_videos"].numel() == 8 * 3 * size**2
+    places = int((inputs["input_ids"] == answerer.model.config.video_token_id).sum())
+    assert places == 8 // FAMILIES[name].slice_frames * 4 + (name == "llava_onevision")
+    assert answerer.answer(inputs).cache_bytes > 0
+    noise = answerer.prepare(video.noise(0), ask(scene)[0])
+    assert noise["input_ids"].equal(inputs["input_ids"])
+    assert not noise["pixel_values_videos"].equal(inputs["pixel_values_videos"])
+
+
+def test_a_frame_size_that_the_processor_will_not_keep_is_refused(checkpoints):
+    with pytest.raises(CheckpointError, match="every frame to 56 x 56 pixels, not to 224 x 224; pass --frame-size 56"):
+        Answerer(str(checkpoints["llava_onevision"]), frame_size=224)
 
 
 def test_one_clip_count_or_one_for_each_length(capsys):
