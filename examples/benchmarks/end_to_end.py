@@ -2,6 +2,7 @@
 
     python examples/benchmarks/end_to_end.py                               # one hour at 1 fps, small random model
     python examples/benchmarks/end_to_end.py --file h264_360p_2m.mp4 --runs 1
+    python examples/benchmarks/end_to_end.py --family qwen3_vl --size 128 128 --ways stock read
     python examples/benchmarks/end_to_end.py --shape 7b --device cuda --size 252 448
     python examples/benchmarks/end_to_end.py --file h264_360p_2m.mp4 --ways drain  # against the hour's
 
@@ -21,7 +22,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,10 +35,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.benchmarks.decode_files import FILES, make
 from examples.benchmarks.decode_readers import READERS
-from examples.benchmarks.random_model import SHAPES, build_model
+from examples.benchmarks.end_to_end_report import middle, table
+from examples.benchmarks.random_model import PATCH, add_arguments, build_pair, check_arguments, title
 from examples.benchmarks.result_files import RESULTS, environment, load, save
 from examples.benchmarks.timeline import Timeline, draw
-from examples.quickstart import TINY_MODEL, FirstToken
+from examples.quickstart import FirstToken
 
 WAYS = ("stock", "read", "stream", "drain")
 MIB = 2**20
@@ -66,15 +67,14 @@ def stock_reader(vision_process: Any) -> str:
     return "pyav"
 
 
-def take_over(way: str, timeline: Timeline) -> str:
+def take_over(way: str, processor: Any, timeline: Timeline) -> str:
     """Set the reader of a way up, and time it and the processor. Returns the reader's name."""
     from qwen_vl_utils import vision_process
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     import quickdecode
 
-    original, on_device = Qwen2VLVideoProcessor._preprocess, way in ("stream", "drain")
-    Qwen2VLVideoProcessor._preprocess = timeline.wrap("preprocess", original, device=on_device)
+    kind, on_device = type(processor.video_processor), way in ("stream", "drain")
+    kind._preprocess = timeline.wrap("preprocess", kind._preprocess, device=on_device)
     if way != "stock":
         timeline.watch_quickdecode()
         quickdecode.register(stream=on_device)
@@ -95,7 +95,10 @@ def inputs_of(path: Path, arguments: argparse.Namespace, processor: Any, timelin
     content = [video | {"resized_height": height, "resized_width": width}, {"type": "text", "text": "What is shown?"}]
     messages = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    images, videos, options = process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True)
+    patch = getattr(processor.video_processor, "patch_size", PATCH)
+    images, videos, options = process_vision_info(
+        messages, return_video_kwargs=True, return_video_metadata=True, image_patch_size=patch
+    )
     read = timeline.seconds()
     frames, metadata = (list(part) for part in zip(*videos, strict=True))
     options = {"video_metadata": metadata, "do_resize": False, "return_tensors": "pt", **options}
@@ -104,21 +107,15 @@ def inputs_of(path: Path, arguments: argparse.Namespace, processor: Any, timelin
 
 def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One file to one token, in this process."""
-    from transformers import AutoProcessor
-
     import quickprefill
 
     path = video_of(arguments)
-    model, processor = build_model(arguments.shape), AutoProcessor.from_pretrained(str(TINY_MODEL))
-    tokens = ("video", "image", "vision_start", "vision_end")
-    names = ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
-    for token, name in zip(tokens, names, strict=True):
-        setattr(model.config, f"{token}_token_id", processor.tokenizer.convert_tokens_to_ids(name))
+    model, processor = build_pair(arguments.family, arguments.shape, arguments.size)
     config = {"keep": arguments.keep, "group_frames": arguments.group_frames}
     model.generate(input_ids=torch.full((1, 64), 9, device=model.device), max_new_tokens=1, do_sample=False)  # start-up
     before = start_peak()
     timeline = Timeline()
-    reader = take_over(way, timeline)
+    reader = take_over(way, processor, timeline)
     timeline.watch_model(model)
     with quickprefill.patched(model, **config) if way != "stock" else contextlib.nullcontext():
         first = FirstToken()
@@ -136,11 +133,18 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "host_bytes": peak_bytes() - before,
         "device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         "spans": timeline.spans(),
-        "frames": int(inputs["video_grid_thw"][0, 0]) * 2,
+        "frames": frames_of(inputs),
         "tokens": int(inputs["input_ids"].shape[1]),
         "answer": output[0, inputs["input_ids"].shape[1] :].tolist(),
         "reader": reader,
     }
+
+
+def frames_of(inputs: Any) -> int:
+    """Frames of the only video."""
+    if "video_grid_thw" in inputs:
+        return int(inputs["video_grid_thw"][0, 0]) * 2
+    return int(inputs["pixel_values_videos"].shape[1])
 
 
 def drain(inputs: Any, group_frames: int) -> None:
@@ -181,48 +185,6 @@ def video_of(arguments: argparse.Namespace) -> Path:
     return arguments.video or make(arguments.folder, arguments.file, arguments.seconds)
 
 
-def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run whose time to first token is the (lower) median."""
-    return sorted(runs, key=lambda run: run["first_token_s"])[(len(runs) - 1) // 2]
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown: medians of every way, against stock and against the larger of decoding and device alone."""
-    env, runs = results["environment"], {way: runs for way, runs in results["runs"].items() if runs}
-    some = middle(next(iter(runs.values())))
-    lines = [
-        f"# File to first token, {env['shape']} shape",
-        "",
-        f"{env['machine']}; torch {env['torch']}, transformers {env['transformers']}; commit {env['commit']}; "
-        f"`{env['command']}`. {env['video']}: {some['frames']} frames at {env['fps']:g} fps, "
-        f"{env['size'][0]} x {env['size'][1]}, {some['tokens']} tokens; keep={env['keep']:g}, "
-        f"groups of {env['group_frames']} frames.",
-        "",
-        "| way | reader | runs | first token s | stock / this | of the larger alone | host MiB | device MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-
-    def median(way: str, name: str) -> float:
-        return statistics.median(run[name] for run in runs[way])
-
-    alone = None
-    if "read" in runs:
-        device = statistics.median(run["first_token_s"] - run["ready_s"] for run in runs["read"])
-        alone = max(median("read", "read_s"), device)
-    for way in runs:
-        seconds = median(way, "first_token_s")
-        answers = way != "drain"
-        stock = f"{median('stock', 'first_token_s') / seconds:.2f}" if answers and "stock" in runs else ""
-        larger = "" if alone is None or not answers else f"{seconds / alone:.2f}"
-        lines.append(
-            f"| {way} | {middle(runs[way])['reader']} | {len(runs[way])} | {seconds:.2f} | {stock} | "
-            f"{larger} | {median(way, 'host_bytes') / MIB:.0f} | {median(way, 'device_bytes') / MIB:.0f} |"
-        )
-    if alone is not None:
-        lines += ["", f"Decode alone {median('read', 'read_s'):.2f} s, device alone {device:.2f} s."]
-    return "\n".join(lines) + "\n"
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", type=Path, help="any file, instead of --file")
@@ -234,13 +196,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--group-frames", type=int, default=16, help="frames of a group")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    add_arguments(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     arguments.given = list(sys.argv[1:] if argv is None else argv)
+    check_arguments(parser, arguments)
+    if arguments.family == "llava_onevision" and arguments.size[0] != arguments.size[1]:
+        parser.error(f"--size of llava_onevision is a square, got {arguments.size}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no CUDA device")
     return arguments
@@ -253,8 +218,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(json.dumps(values))
         return values
     name = video_of(arguments).stem
-    path = arguments.results / f"end_to_end_{arguments.shape}_{arguments.device}_{name}.json"
-    video = {"video": name, "fps": arguments.fps, "size": arguments.size, "keep": arguments.keep}
+    path = arguments.results / f"end_to_end_{title(arguments)}_{arguments.device}_{name}.json"
+    video = {
+        "family": arguments.family,
+        "video": name,
+        "fps": arguments.fps,
+        "size": arguments.size,
+        "keep": arguments.keep,
+    }
     results = load(path, environment(arguments) | video)
     for turn in range(arguments.runs):
         for way in arguments.ways:

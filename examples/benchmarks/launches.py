@@ -127,6 +127,6 @@ def count_launches(results: Path = RESULTS) -> dict[str, dict[str, float]]:
         lines.append(f"| {name} | {' | '.join(f'{value:.0f}' for value in row.values())} |")
     text = "\n".join(["# Kernels launched, 7B shape, SDPA", "", *lines, ""])
     print(text)
-    machine = environment(argparse.Namespace(shape="7b", group_frames="16 or default"))
+    machine = environment(argparse.Namespace(family="qwen2_5_vl", shape="7b", group_frames="16 or default"))
     save(results / "launches_7b.json", {"environment": machine, "rows": rows}, text)
     return rows

@@ -4,6 +4,7 @@
     python examples/benchmarks/prefill.py --tokens 4096 --runs 5 --ways stock keep=0.5 vidcom2=0.25
     python examples/benchmarks/prefill.py --shape 7b --group-frames 64 --tokens 4096 16384 32768 65536 131072 262144
     python examples/benchmarks/prefill.py --shape 3b --group-frames 64 --tokens 230400 --device-gib 24  # 7,200 frames
+    python examples/benchmarks/prefill.py --family qwen3_vl                # the same sizes, another family
     python examples/benchmarks/prefill.py --launches  # kernels of a group at the 7B shape, counted without a GPU
     python examples/benchmarks/prefill.py --ways stock kvpress=0.5  # KnormPress; kvpress needs transformers < 5.3
 
@@ -40,7 +41,7 @@ from quickprefill.policies import KeyNorm, PruneVid, VidCom2
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.benchmarks.launches import count_launches
 from examples.benchmarks.prefill_report import plot, table
-from examples.benchmarks.random_model import SHAPES, build_inputs, build_model
+from examples.benchmarks.random_model import add_arguments, build_inputs, build_model, check_arguments, title
 from examples.benchmarks.result_files import RESULTS, environment, load, save
 from examples.quickstart import FirstToken, PeakMemory
 
@@ -105,7 +106,7 @@ def matmul_rate(model: Any, size: int = 2048) -> float:
 
 def work(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
     """FLOPs of a stock prefill, and how many of them are the vision tower's."""
-    host = FAMILIES["qwen2_5_vl"]
+    host = FAMILIES[model.config.model_type]
     geometry, (grid,) = host.geometry(model.model), host.grids(model.model, inputs)
     vision = vision_flops(geometry, grid.num_tokens, grid.slice_tokens)
     return stock_flops(geometry, inputs["input_ids"].shape[1]) + vision, vision
@@ -158,7 +159,8 @@ def timed(model: Any, inputs: dict[str, torch.Tensor], name: str, arguments: arg
 
 def measure_apart(arguments: argparse.Namespace, num_tokens: int, name: str) -> dict[str, Any]:
     """measure() in a process of its own."""
-    options = ["--tokens", str(num_tokens), "--shape", arguments.shape, "--new-tokens", str(arguments.new_tokens)]
+    options = ["--tokens", str(num_tokens), "--family", arguments.family, "--shape", arguments.shape]
+    options += ["--new-tokens", str(arguments.new_tokens)]
     options += [] if arguments.group_frames is None else ["--group-frames", str(arguments.group_frames)]
     command = [sys.executable, __file__, "--one", name, *options]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -174,12 +176,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--group-frames", type=int, help="default: quickprefill's own, by tokens")
     parser.add_argument("--new-tokens", type=int, default=9, help="tokens to generate, at least 2")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
+    add_arguments(parser)
     parser.add_argument("--launches", action="store_true", help="count kernels of a group instead")
     parser.add_argument("--device-gib", type=float, help="take no more of the GPU's memory than this")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    if arguments.family not in FAMILIES:
+        parser.error(f"--family {arguments.family}: quickprefill serves {', '.join(sorted(FAMILIES))}")
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -191,7 +197,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         _, total = torch.cuda.mem_get_info()
         torch.cuda.set_per_process_memory_fraction(arguments.device_gib * 2**30 / total)
     if arguments.one or device == "gpu":
-        model = build_model(arguments.shape)
+        model = build_model(arguments.shape, family=arguments.family)
         measure(model, build_inputs(64, model), arguments.one or "stock", arguments.group_frames)  # start-up
     if arguments.one:
         inputs = build_inputs(arguments.tokens[0], model)
@@ -200,7 +206,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         return values
     limit = "" if arguments.device_gib is None else f"_{arguments.device_gib:g}gib"
     peers = {"kvpress": version("kvpress")} if any(name.startswith("kvpress") for name in arguments.ways) else {}
-    path = arguments.results / f"prefill_{'_'.join([arguments.shape, device, *peers])}{limit}.json"
+    path = arguments.results / f"prefill_{'_'.join([title(arguments), device, *peers])}{limit}.json"
     results = load(path, {**environment(arguments), "new_tokens": arguments.new_tokens, **peers})
     for tokens in arguments.tokens:
         inputs = build_inputs(tokens, model) if device == "gpu" else {}

@@ -23,7 +23,8 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: medians, and each way's ratio to stock generate() of the same length."""
     env = results["environment"]
     lines = [
-        f"# Prefill, {env['shape']} shape, groups of {env['group_frames'] or 'the default number of'} frames",
+        f"# Prefill, {env['family']}, {env['shape']} shape, "
+        f"groups of {env['group_frames'] or 'the default number of'} frames",
         "",
         f"{env['machine']}; torch {env['torch']}, transformers {env['transformers']}; commit {env['commit']}; "
         f"`{env['command']}`.",

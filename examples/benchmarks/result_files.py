@@ -32,6 +32,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "quickprefill": quickprefill.__version__,
+        "family": arguments.family,
         "shape": arguments.shape,
         "group_frames": arguments.group_frames,
     }

@@ -55,8 +55,9 @@ class Timeline:
         return timed
 
     def watch_model(self, model: Any) -> None:
-        """Time the vision tower and the decoder layers of a Qwen2.5-VL."""
-        model.model.visual.forward = self.wrap("vision tower", model.model.visual.forward, device=True)
+        """Time the vision tower and the decoder layers of a video model."""
+        tower = getattr(model.model, "visual", None) or model.model.vision_tower
+        tower.forward = self.wrap("vision tower", tower.forward, device=True)
         for layer in model.model.language_model.layers:
             layer.forward = self.wrap("decoder", layer.forward, device=True)
 

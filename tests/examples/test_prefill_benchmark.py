@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
+
 import quickprefill
 from examples.benchmarks import launches, prefill
 from examples.benchmarks.prefill_report import plot, table
-from examples.benchmarks.random_model import build_model
+from examples.benchmarks.random_model import TOWERS, VIDEO, build_inputs, build_model, title
 
 
 def test_a_run_is_measured_once_and_written(tmp_path):
@@ -25,11 +27,38 @@ def test_a_run_is_measured_once_and_written(tmp_path):
     assert path.with_suffix(".png").exists()
 
 
+@pytest.mark.parametrize("family", sorted(TOWERS.keys() & quickprefill.hosts.FAMILIES.keys() - {"qwen2_5_vl"}))
+def test_every_family_is_measured(family):
+    arguments = prefill.parse(["--family", family, "--shape", "tiny"])
+    assert title(arguments) == f"{family}_tiny"
+    model = build_model("tiny", device="cpu", family=family)
+    inputs = build_inputs(128, model)
+    stock, half = (prefill.measure(model, inputs, name, None) for name in ("stock", "keep=0.5"))
+    assert 0 < half["vision_flops"] < half["flops"] < stock["flops"]
+    assert half["cache_bytes"] < stock["cache_bytes"]
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_random_prompts_have_as_many_video_tokens_as_asked_for(family):
+    model = build_model("tiny", device="cpu", family=family)
+    inputs = build_inputs(128, model)
+    newlines = family == "llava_onevision"
+    assert int((inputs["input_ids"] == VIDEO).sum()) == 128 + newlines
+    assert len(model.generate(**inputs, max_new_tokens=1, do_sample=False)[0]) == inputs["input_ids"].shape[1] + 1
+
+
+def test_a_family_that_quickprefill_does_not_serve_is_refused(capsys, monkeypatch):
+    monkeypatch.delitem(prefill.FAMILIES, "qwen3_vl")
+    with pytest.raises(SystemExit):
+        prefill.parse(["--family", "qwen3_vl"])
+    assert "quickprefill serves qwen2_5_vl" in capsys.readouterr().err
+
+
 def test_a_way_that_does_not_fit_is_said_so(tmp_path):
     run = dict.fromkeys(("first_token_s", "next_token_s", "peak_bytes", "cache_bytes"), 1.0)
     run |= {"flops": 2.0, "vision_flops": 1.0, "matmul_rate": 4.0, "stages_s": {"decode": 0.5, "prune": 0.1}}
     environment = dict.fromkeys(
-        ("shape", "group_frames", "machine", "torch", "transformers", "commit", "command"), "that"
+        ("family", "shape", "group_frames", "machine", "torch", "transformers", "commit", "command"), "that"
     )
     results = {"environment": environment, "runs": {"64": {"stock": [{"out_of_memory": True}], "keep=0.5": [run]}}}
     stock, half = table(results).splitlines()[-2:]
