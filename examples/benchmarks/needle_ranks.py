@@ -1,6 +1,7 @@
 """Why a score forgets: how many of the tokens that show something asked for are among those it keeps, layer by layer.
 
     python -m examples.benchmarks.needle_ranks
+    python -m examples.benchmarks.needle_ranks --model FOLDER --output FILE       # a checkpoint of any family
 
 For every scoring policy and both directions of the norms: the share of the tokens on which a symbol (or the lamp)
 stands that a quarter-sized cache would keep. 25 % is what chance keeps; a score well below it throws away just what is
@@ -23,13 +24,16 @@ import quickdecode
 import quickprefill
 from examples.needle.answering import Answerer
 from examples.needle.clip import frame_times, write_clip
-from examples.needle.paint import lamp_box, symbol_box
+from examples.needle.paint import FRAME_SIZE, lamp_box, symbol_box
 from examples.needle.scene import Difficulty, Scene, sample_scene
 from examples.needle.tasks import ask
 from examples.needle.vocabulary import SHAPES
 from quickprefill.budget.counts import select
+from quickprefill.hosts import FAMILIES
 from quickprefill.policies import GroupKV, KeyNorm, OutputNorm, QueryAttention, Scorer, ValueNorm
+from quickprefill.prompt.spans import Grid
 
+GROUP_FRAMES = 16
 SCORERS: dict[str, Any] = {
     "key_norm (small)": KeyNorm(),
     "key_norm, per head": KeyNorm(per_head=True),
@@ -48,7 +52,7 @@ class Recorder(Scorer):
 
     name: ClassVar[str] = "recorder"
     slice_tokens: int = 4
-    group_slices: int = 8
+    group_slices: int = GROUP_FRAMES // 2
     keep: float = 0.25
 
     seen: ClassVar[dict[tuple[str, int], list[torch.Tensor]]] = {}
@@ -84,13 +88,13 @@ def _part(kv: GroupKV, start: int, stop: int, keep: float) -> GroupKV:
     )
 
 
-def tokens_showing(scene: Scene, frame_size: int, tokens_across: int) -> dict[str, np.ndarray]:
+def tokens_showing(scene: Scene, grid: Grid) -> dict[str, np.ndarray]:
     """What -> which tokens show it, (N,) booleans in (t, h, w) order."""
-    times, pixels = frame_times(scene).reshape(-1, 2), frame_size // tokens_across
+    times, pixels = frame_times(scene).reshape(grid.slices, -1), FRAME_SIZE // grid.width
     shows = {}
     boxes = {f"the {shape}": (symbol, symbol_box(symbol)) for shape in SHAPES for symbol in scene.appearances(shape)}
     for name, (symbol, box) in {**boxes, "the lamp": (None, lamp_box())}.items():
-        rows, columns = (np.zeros(tokens_across, bool) for _ in range(2))
+        rows, columns = (np.zeros(grid.width, bool) for _ in range(2))
         for places, (low, high) in ((rows, box[:2]), (columns, box[2:])):
             places[low // pixels : (high - 1) // pixels + 1] = True
         seen = np.ones(len(times), bool)
@@ -111,8 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=Path("examples/benchmarks/results/needle_ranks"))
     arguments = parser.parse_args(argv)
     answerer = Answerer(arguments.model, frame_size=arguments.frame_size)
-    across = arguments.frame_size // 28
-    recorder = Recorder(slice_tokens=across**2)
+    host = FAMILIES[answerer.model.config.model_type]
     shares: dict[str, dict[str, list[list[float]]]] = {}
     quickdecode.register()
     try:
@@ -123,10 +126,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 write_clip(scene, path, oversample=2)
             video = answerer.watch(path, arguments.frames)
             colours = [question for question in ask(scene) if question.text.startswith("What colour was the s")]
+            inputs = answerer.prepare(video, colours[0])
+            (grid,) = host.grids(answerer.model.model, inputs)
+            recorder = Recorder(
+                slice_tokens=grid.slice_tokens, group_slices=GROUP_FRAMES * grid.slices // arguments.frames
+            )
             recorder.seen.clear()
             with quickprefill.patched(answerer.model, keep=0.25, group_frames=arguments.frames, policy=recorder):
-                answerer.answer(answerer.prepare(video, colours[0]), max_new_tokens=1)
-            for what, tokens in tokens_showing(scene, arguments.frame_size, across).items():
+                answerer.answer(inputs, max_new_tokens=1)
+            for what, tokens in tokens_showing(scene, grid).items():
                 for (name, layer), kept in recorder.seen.items():
                     layers = shares.setdefault(what, {}).setdefault(name, [[] for _ in range(answerer.num_layers)])
                     layers[layer].append(float(kept[0][torch.from_numpy(tokens)].mean()))

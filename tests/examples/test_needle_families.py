@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from examples.needle import train
-from examples.needle.checkpoint import build_model, build_processor, save
+from examples.needle.checkpoint import build_model, build_processor
 from examples.needle.families import FAMILIES
 from examples.needle.packed_model import PackedModel
 from examples.needle.packing import Batches
@@ -25,13 +25,10 @@ RECORDED = [7.891778945922852, 7.788204193115234, 7.784941673278809, 7.758300304
 """Losses of the first steps below of the training that made examples/tiny-qwen2.5-vl, from commit 2dff441."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def saved(request, tmp_path_factory):
+@pytest.fixture(params=FAMILIES)
+def saved(request, checkpoints):
     """(name, folder) of a checkpoint with random weights."""
-    folder = tmp_path_factory.mktemp(request.param)
-    processor = build_processor(FAMILIES[request.param])
-    save(build_model(FAMILIES[request.param], processor.tokenizer), processor, folder, "card")
-    return request.param, folder
+    return request.param, checkpoints[request.param]
 
 
 def test_a_checkpoint_is_small_and_loads_through_the_auto_classes(saved, monkeypatch):

@@ -14,7 +14,6 @@ import quickprefill
 from examples.benchmarks import quality
 from examples.benchmarks.quality_report import plot, summarise, table
 from examples.needle.answering import Answer, Answerer, CheckpointError
-from examples.needle.checkpoint import build_model, build_processor, save
 from examples.needle.clip import write_clip
 from examples.needle.families import FAMILIES
 from examples.needle.scene import Difficulty, sample_scene
@@ -35,17 +34,6 @@ SMALL = [
     "uniform",
     "vidcom2",
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Family -> random weights in the usual files."""
-    folders = {}
-    for name, family in FAMILIES.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        processor = build_processor(family)
-        save(build_model(family, processor.tokenizer), processor, folders[name], "card")
-    return folders
 
 
 @pytest.fixture
