@@ -134,7 +134,8 @@ def _picture_bytes(geometry: Geometry, grid: Grid) -> int:
     # Embeddings, a block's input and its norm; queries, keys and values; the output, as it is made and laid out.
     attending = size * 8 * width
     mlp = size * (4 * width + geometry.vision_mlp_tensors * geometry.vision_mlp)
-    projecting = size * (2 * width + geometry.vision_projected)  # a hidden state, before and after its norm
+    # The last states before and after their norm; if earlier ones are kept, so are the embeddings and a block's input.
+    projecting = size * (2 * width * (2 if geometry.vision_states else 1) + geometry.vision_projected)
     if geometry.vision_eager:
         row = geometry.vision_heads * _patches(geometry, grid.slice_tokens)
         # Queries and keys as they are multiplied; or both of a step's maps, those of all pictures at once.

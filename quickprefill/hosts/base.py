@@ -78,7 +78,7 @@ class Geometry:
     vision_states: int = 0
     """States behind earlier layers that it keeps until its last."""
     vision_projected: int = 0
-    """Numbers a patch that what follows the tower holds at once, where it works on patches before they merge."""
+    """Numbers a patch that what follows the tower holds at once beside its last states."""
     levels: int = 0
     """Features for later layers that ride behind an embedding, each as wide as it."""
     gated: bool = False

@@ -50,8 +50,12 @@ class FramesHost(TransformersHost):
         return max(core.config.vision_config.num_hidden_layers - 2, 0) if versions.keeps_states() else 0
 
     def projected(self, core: Any) -> int:
-        """Numbers a patch that what follows the tower holds at once, if it works on patches before they are merged."""
-        return 0
+        """Numbers a patch that what follows the tower holds at once: here one layer's in and output, a merged token."""
+        return int(2 * core.config.get_text_config().hidden_size / self.merged(core))
+
+    def merged(self, core: Any) -> float:
+        """Patches that become one token, and what the tower has beside patches; as in Geometry."""
+        return float(patches_along(core.config.vision_config) ** 2 + self.class_tokens) / self.side(core) ** 2
 
     def check(self, head: Any) -> None:
         super().check(head)
@@ -117,7 +121,7 @@ class FramesHost(TransformersHost):
             vision_copies=self.copies_pixels,
             vision_states=self.states(core),
             vision_projected=self.projected(core),
-            patches_per_token=(patches_along(vision) ** 2 + self.class_tokens) / self.side(core) ** 2,
+            patches_per_token=self.merged(core),
             patch_values=vision.num_channels * _number(vision.patch_size) ** 2,
             dtype=core.dtype,
             devices=layer_devices(decoder.layers),

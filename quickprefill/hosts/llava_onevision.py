@@ -75,7 +75,8 @@ class LlavaOnevision(LlavaHost):
         return math.ceil(patches_along(core.config.vision_config) / 2)
 
     def projected(self, core: Any) -> int:
-        return 2 * int(core.config.get_text_config().hidden_size)
+        # Patches are projected before they merge; then they lie there twice, beside what they become.
+        return int(core.config.get_text_config().hidden_size * (2 + 1 / self.merged(core)))
 
     def closing(self, core: Any) -> torch.Tensor | None:
         newline: torch.Tensor = core.image_newline[None]

@@ -57,6 +57,9 @@ class PicturesHost(FramesHost):
     def features_of(self, core: Any, call: Mapping[str, Any], pixels: torch.Tensor) -> Any:
         """What get_image_features() returns for pictures (n, channels, height, width)."""
 
+    def states(self, core: Any) -> int:
+        return 0  # the last layer's states are the tower's output: nobody asks for others
+
     def sources(self, call: Mapping[str, Any]) -> list[torch.Tensor]:
         """The pictures of a call in order, (n, channels, height, width) each."""
         return [self.pixels(call)]

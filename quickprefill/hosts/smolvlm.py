@@ -32,6 +32,9 @@ class SmolVLM(PicturesHost):
     def side(self, core: Any) -> int:
         return int(patches_along(core.config.vision_config) // core.config.scale_factor)
 
+    def projected(self, core: Any) -> int:
+        return super().projected(core) // 2  # one layer, without a step between
+
     def _defer_video(self, stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]) -> Any:
         # Pictures of which parts are hidden are encoded as ever, whatever they are.
         return stock(model_kwargs) if self._hides(model_kwargs) else super()._defer_video(stock, head, model_kwargs)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 import quickprefill
 from quickprefill import InputError, UnsupportedModelError
+from quickprefill.budget.activations import tower_bytes
+from tests import frame_families
 from tests.families import ENCODES_FIRST, FAMILIES, build_inputs, random_model
 from tests.frame_families import CHATS, EVEN, internvl_config
+from tests.live_memory import PeakLiveBytes
 from tests.quickprefill.calls import CACHE, assert_same_logits, generate
 from tests.tiny import Clip, prompt
 
@@ -76,6 +80,19 @@ def test_auto_takes_an_even_number_of_frames(family, model):
     with quickprefill.patched(model, keep=0.5, group_frames="auto"):
         generate(model, inputs)
         assert (quickprefill.report(model).groups, quickprefill.estimate(model, inputs).groups) == (2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_a_wide_decoder_makes_of_a_narrow_tower_is_foreseen(family, dtype):
+    config, head, _ = frame_families.FAMILIES[family]
+    config = config()
+    config.text_config.hidden_size = 16 * config.vision_config.hidden_size
+    model = random_model(config, getattr(transformers, head), "sdpa").to(dtype)
+    host, inputs = quickprefill.FAMILIES[family], build_inputs(family, prompt(3, Clip((16, 0, 0)), 4))
+    (video,) = host.videos(model.model, inputs)
+    with torch.no_grad(), PeakLiveBytes() as peak:
+        video.encode(0, 16)
+    assert 0.9 < tower_bytes(host.geometry(model.model), video.grid) / peak.bytes < 1.1
 
 
 def test_images_alone_are_the_stock_models(family, model, caplog):
