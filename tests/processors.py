@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tests.families import FIRST_EXTRA
-from tests.tiny import FIRST_WORD, PAD, VOCAB
+from tests.families import AUDIO, AUDIO_END, AUDIO_START, FIRST_EXTRA
+from tests.tiny import FIRST_WORD, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB
 
 _LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,:?<>\n"
 
@@ -32,6 +32,35 @@ def tokenizer(specials: Mapping[str, int], **names: str) -> Any:
     pad = next(token for token, number in specials.items() if number == PAD)
     return PreTrainedTokenizerFast(
         tokenizer_object=model, pad_token=pad, padding_side="left", extra_special_tokens=dict(names)
+    )
+
+
+_OMNI = {
+    "<|endoftext|>": PAD,
+    "<|vision_bos|>": VISION_START,
+    "<|vision_eos|>": VISION_END,
+    "<|IMAGE|>": IMAGE,
+    "<|VIDEO|>": VIDEO,
+    "<|AUDIO|>": AUDIO,
+    "<|audio_bos|>": AUDIO_START,
+    "<|audio_eos|>": AUDIO_END,
+}
+_OMNI_NAMES = {
+    **{"image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "audio_token": "<|AUDIO|>"},
+    **{"vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>"},
+    **{"audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"},
+}
+
+
+def omni(**sizes: Any) -> Any:
+    """Qwen2.5-Omni's; `sizes` are options of its image and video processors."""
+    from transformers import Qwen2_5OmniProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
+
+    return Qwen2_5OmniProcessor(
+        Qwen2VLImageProcessor(**sizes),
+        Qwen2VLVideoProcessor(**sizes, do_sample_frames=False),
+        WhisperFeatureExtractor(feature_size=8, chunk_length=6),
+        tokenizer(_OMNI, **_OMNI_NAMES),
     )
 
 

@@ -7,9 +7,9 @@ from transformers import processing_utils
 import quickprefill
 from quickprefill.hosts import versions
 from quickprefill.hosts.qwen2_5_omni import Qwen2_5_Omni
-from tests.families import AUDIO, AUDIO_END, AUDIO_START, FAMILIES, build_inputs
-from tests.processors import clip, tokenizer
-from tests.tiny import IMAGE, PAD, VIDEO, VISION_END, VISION_START, Clip, prompt
+from tests.families import AUDIO, FAMILIES, build_inputs
+from tests.processors import clip, omni
+from tests.tiny import VIDEO, Clip, prompt
 
 pytestmark = pytest.mark.skipif("qwen2_5_omni_thinker" not in FAMILIES, reason="transformers is too old for this host")
 
@@ -35,21 +35,6 @@ def test_generate_makes_the_last_columns_logits_only(model):
     assert seen[2] >= whole and seen[-1] == whole
 
 
-SPECIALS = {
-    "<|endoftext|>": PAD,
-    "<|vision_bos|>": VISION_START,
-    "<|vision_eos|>": VISION_END,
-    "<|IMAGE|>": IMAGE,
-    "<|VIDEO|>": VIDEO,
-    "<|AUDIO|>": AUDIO,
-    "<|audio_bos|>": AUDIO_START,
-    "<|audio_eos|>": AUDIO_END,
-}
-NAMES = {
-    **{"image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "audio_token": "<|AUDIO|>"},
-    **{"vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>"},
-    **{"audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"},
-}
 # As chat_template.json of Qwen/Qwen2.5-Omni-7B lays a user's turn out, roles left away.
 VIDEO_PART = "<|vision_bos|><|VIDEO|><|vision_eos|>"
 AUDIO_PART = "<|audio_bos|><|AUDIO|><|audio_eos|>"
@@ -64,15 +49,8 @@ if not hasattr(processing_utils, "OmniModalProcessorMixin"):  # up to 5.22
 
 @pytest.fixture(scope="module")
 def processor():
-    from transformers import Qwen2_5OmniProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
-
     size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 24}
-    return Qwen2_5OmniProcessor(
-        Qwen2VLImageProcessor(patch_size=4, size=size),
-        Qwen2VLVideoProcessor(patch_size=4, size=size, do_sample_frames=False),
-        WhisperFeatureExtractor(feature_size=8, chunk_length=6),
-        tokenizer(SPECIALS, **NAMES),
-    )
+    return omni(patch_size=4, size=size)
 
 
 def sound(seconds, seed=0):
