@@ -14,7 +14,8 @@ from tests.families import FAMILIES, HYBRID_TEXT, TEXT, build_inputs
 from tests.quickprefill.calls import forward, generate
 from tests.tiny import Clip, prompt
 
-NORMED = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
+NORMED = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl"}
+"""InternVL's by its decoder: here it is Qwen3's, as in InternVL3.5."""
 BY_KEYS = [
     *(KeyNorm(), KeyNorm(largest=True), KeyNorm(per_head=True)),
     *(KeyNormDistinct(), KeyNormRandom(), KeyWeightedValueNorm()),
