@@ -108,8 +108,14 @@ def conversation(arguments: argparse.Namespace, text: str) -> list[dict[str, Any
     return [{"role": "user", "content": [video, {"type": "text", "text": text}]}]
 
 
+def patch_size(processor: Any) -> int | None:
+    """Pixels along each side of a patch, where the processor cuts frames into patches: in the Qwen families."""
+    size: int | None = getattr(processor.video_processor, "patch_size", None)
+    return size
+
+
 def prepare(processor: Any, messages: list[dict[str, Any]], vision: Any) -> Any:
-    """Model inputs, as every Qwen script makes them."""
+    """Model inputs, as every Qwen script makes them; other families' processors bring frames to a size of their own."""
     images, videos, options = vision
     frames, metadata = zip(*videos, strict=True)
     return processor(
@@ -118,7 +124,7 @@ def prepare(processor: Any, messages: list[dict[str, Any]], vision: Any) -> Any:
         videos=list(frames),
         video_metadata=list(metadata),
         return_tensors="pt",
-        do_resize=False,
+        do_resize=patch_size(processor) is None,
         **options,
     )
 
@@ -150,7 +156,7 @@ def report(name: str, run: Run, right: str) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", help="any video file; by default an H.264 clip is rendered")
-    parser.add_argument("--model", default=str(TINY_MODEL), help="name or folder of a Qwen2.5-VL checkpoint")
+    parser.add_argument("--model", default=str(TINY_MODEL), help="name or folder of a checkpoint of any family")
     parser.add_argument("--question", default="What is shown?", help="what to ask about --video")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the video's keys and values that stay")
     parser.add_argument("--group-frames", type=int, help="frames prefilled at a time, an even number")
@@ -177,14 +183,19 @@ def run(arguments: argparse.Namespace, questions: list[Question]) -> list[tuple[
     )
     start = time.perf_counter()
     messages = [conversation(arguments, question.text) for question in questions]
-    vision = process_vision_info(messages[0], return_video_kwargs=True, return_video_metadata=True)
+    vision = process_vision_info(
+        messages[0],
+        return_video_kwargs=True,
+        return_video_metadata=True,
+        image_patch_size=patch_size(processor) or 14,
+    )
+    frames, _, height, width = vision[1][0][0].shape
     print(f"decode   {time.perf_counter() - start:.2f} s")
     runs = []
     for question, asked in zip(questions, messages, strict=True):
         inputs = prepare(processor, asked, vision)
-        slices, rows, columns = inputs["video_grid_thw"][0].tolist()
         print(
-            f"\n{question.text}\n{2 * slices} frames of {14 * rows} x {14 * columns}, "
+            f"\n{question.text}\n{frames} frames of {height} x {width}, "
             f"{inputs['input_ids'].shape[1]} tokens in the prompt"
         )
         inputs = inputs.to(device)
