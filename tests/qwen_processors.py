@@ -21,7 +21,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from examples.needle.checkpoint import CHAT_TEMPLATE, build_tokenizer
+from examples.needle.checkpoint import build_tokenizer
+from examples.needle.families import FAMILIES as NEEDLE
 from tests.families import FAMILIES, random_model
 
 QWEN2, QWEN3 = ("qwen2_vl", "qwen2_5_vl"), ("qwen3_vl", "qwen3_5")
@@ -37,8 +38,12 @@ def build_processor(family: str) -> Any:
         kind, least, most = (Qwen3VLVideoProcessor, 4096, 25165824)
     video = kind(size={"shortest_edge": least, "longest_edge": most}, cap_pixels_per_frame=False)
     image = Qwen2VLImageProcessor(size={"shortest_edge": 4 * patch**2, "longest_edge": 64 * patch**2}, patch_size=patch)
+    words = NEEDLE["qwen2_5_vl"]
     return KINDS[family](
-        image_processor=image, tokenizer=build_tokenizer(), video_processor=video, chat_template=CHAT_TEMPLATE
+        image_processor=image,
+        tokenizer=build_tokenizer(words),
+        video_processor=video,
+        chat_template=words.chat_template,
     )
 
 
