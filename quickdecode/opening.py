@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from .decode.block import Mismatch
 from .decode.picture import INTERPOLATIONS
 from .decode.resize import ANTIALIASED, RESIZES, torchvision_resize
-from .errors import DecodeError, LimitError, QuickDecodeError, ReadTimeoutError, RequestError
+from .errors import DecodeError, LimitError, QuickDecodeError, ReadTimeoutError, RequestError, SourceError
 from .index.packets import Way
 from .index.probe import Media, inspect
 from .plan.sample import is_number, whole_number
@@ -123,7 +123,22 @@ def look(source: Source, at_least: Way, why: str | None, options: Options) -> Me
 
 def look_closer(media: Media, mismatch: Mismatch, options: Options) -> Media:
     """The Media with frames numbered in a surer way. Raises DecodeError if there is none."""
-    if media.way == Way.COUNTING:
+    if media.way == Way.DECODING:
         name = media.source.name
         raise DecodeError(f"{name}: {mismatch}; the file is damaged, re-encode it.") from mismatch
     return look(media.source, Way(media.way + 1), str(mismatch), options)
+
+
+def look_wholly(media: Media, why: str, options: Options) -> Media:
+    """The Media with every frame decoded and counted, where packets only suggest how many there are."""
+    return look(media.source, Way.DECODING, why, options)
+
+
+def check_whole(media: Media, options: Options) -> None:
+    """Raises SourceError if the file is known to be cut short, unless what is left of it is asked for."""
+    info = media.info
+    if info.truncated is not None and options.on_error != "nearest":
+        raise SourceError(
+            f"{info.name}: the file is cut short ({info.truncated}); download or copy it again, or pass "
+            f'on_error="nearest" to read the {info.num_frames} frames that are left, or name frames by their indices.'
+        )

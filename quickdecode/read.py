@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from .decode.room import NEW, Room
 from .errors import QuickDecodeError, RequestError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
-from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
+from .opening import Options, check_whole, checked_size, in_time, look, look_closer, look_wholly, resolved_in_time
 from .plan.sample import Request, frame_indices
 from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
@@ -58,7 +58,10 @@ def probe(
     timeout_seconds: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> VideoInfo:
-    """Number of frames, size, rate and duration of a video, mostly without decoding more than its first frame.
+    """Number of frames, size, rate and duration of a video, without decoding more than its first frame.
+
+    Where only decoding can tell how many frames there are, they are what the packets suggest, and the answer says so
+    (`num_frames_exact`).
 
     `stream` counts the file's video streams. Raises SourceError if the source is missing, empty, damaged, not a video,
     or has no video stream; LimitError if it is larger than `limits`; ReadTimeoutError after `timeout_seconds` (None:
@@ -100,7 +103,8 @@ def read_video(
         fps: the frame on screen at start, start + 1/fps, start + 2/fps, ... (a frame may come twice).
         indices: these frames, in this order; index i is the i-th frame of a sequential decode, -1 the last one.
             A list, an array, or a tensor of one dimension.
-        at_seconds: the frames on screen at these times, in this order. With none of the four, every frame.
+        at_seconds: the frames on screen at these times, in this order. With none of the four, every frame. A file that
+            is known to be cut short is read only by indices from its start, or with on_error="nearest".
         start_seconds, end_seconds: only frames that start in this range; 0 is the start of the first frame.
         size: (height, width) to resize to, after rotation; None keeps the file's size. Frames of the file's
             size are bit-equal to PyAV's `to_ndarray(format="rgb24")`, turned. Where the resolution changes within
@@ -132,7 +136,8 @@ def read_video(
     """
     request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
     options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
-    return read_chosen(source, requested(request, checked_size(size), options), options, Room.of(layout, out))
+    choose = requested(request, checked_size(size), options)
+    return read_chosen(source, choose, options, Room.of(layout, out), by_number=request.by_number)
 
 
 def read_videos(sources: Iterable[VideoSource], **arguments: Any) -> list[DecodedVideo]:
@@ -184,16 +189,26 @@ def requested(request: Request, size: tuple[int, int] | None, options: Options) 
 
 
 def read_chosen(
-    source: VideoSource, choose: Callable[[Media], Choice], options: Options, room: Room = NEW
+    source: VideoSource,
+    choose: Callable[[Media], Choice],
+    options: Options,
+    room: Room = NEW,
+    *,
+    by_number: bool = False,
 ) -> DecodedVideo:
     """Decode the frames and to the size that `choose` names once the file is known.
+
+    `by_number`: the choice does not depend on how long the video is, so that a file that is cut short may do.
 
     A file that turns out not to be what its index says is read again, its frames numbered in a surer way, and
     `choose` is asked again.
     """
     with in_time(source, options):
         resolved = resolved_in_time(source, options)
-        return read_media(look(resolved, Way.TABLE, None, options), choose, options, room=room)[0]
+        media = look(resolved, Way.TABLE, None, options)
+        if not by_number:
+            check_whole(media, options)
+        return read_media(media, choose, options, room=room)[0]
 
 
 def read_media(
@@ -206,9 +221,21 @@ def read_media(
     """read_chosen of a file that has been looked at, and what it has turned out to be."""
     while True:
         try:
-            return _decode(media, choose(media), options, decoders, room), media
+            media, choice = settle(media, choose, options)
+            return _decode(media, choice, options, decoders, room), media
         except Mismatch as mismatch:
             media = look_closer(media, mismatch, options)
+
+
+def settle(media: Media, choose: Callable[[Media], Choice], options: Options) -> tuple[Media, Choice]:
+    """What `choose` chooses. A request that does not fit the number of frames counts only once that is sure."""
+    try:
+        return media, choose(media)
+    except RequestError as error:
+        if media.info.num_frames_exact:
+            raise
+        media = look_wholly(media, str(error), options)
+    return media, choose(media)
 
 
 def _decode(media: Media, choice: Choice, options: Options, decoders: Decoders | None, room: Room) -> DecodedVideo:
@@ -228,5 +255,7 @@ def _decode(media: Media, choice: Choice, options: Options, decoders: Decoders |
         for _ in filled:
             pass
     indices = [order.replaced.get(frame, frame) for frame in given]
+    if max(given) == info.num_frames - 1:  # decoding came to the end
+        info = replace(info, num_frames_exact=True)
     replaced = {asked: shown for asked, shown in zip(wanted, indices, strict=True) if asked != shown}
     return DecodedVideo(frames, indices, media.seconds[indices].tolist(), info, replaced)

@@ -13,7 +13,7 @@ from .decode.kept import Decoders
 from .errors import RequestError
 from .index.packets import Way
 from .index.probe import VideoInfo
-from .opening import Options, checked_size, in_time, look, resolved_in_time
+from .opening import Options, check_whole, checked_size, in_time, look, look_wholly, resolved_in_time
 from .plan.sample import Request
 from .read import DecodedVideo, read_media, requested
 from .source.limits import DEFAULT_LIMITS, Limits
@@ -47,7 +47,11 @@ class VideoReader:
         self._options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
         self._size = checked_size(size)
         with in_time(source, self._options):
-            self._media = look(resolved_in_time(source, self._options), Way.TABLE, None, self._options)
+            media = look(resolved_in_time(source, self._options), Way.TABLE, None, self._options)
+            check_whole(media, self._options)
+            if not media.info.num_frames_exact:  # len() is a promise
+                media = look_wholly(media, media.info.counted or "", self._options)
+            self._media = media
         self._again = functools.partial(
             VideoReader,
             self._media.source.path or source,

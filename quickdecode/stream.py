@@ -17,9 +17,9 @@ from .decode.room import empty_frames
 from .errors import DecodeError, RequestError
 from .index.packets import Way
 from .index.probe import Media, VideoInfo
-from .opening import Options, checked_size, in_time, look, look_closer, resolved_in_time
+from .opening import Options, check_whole, checked_size, in_time, look, look_closer, look_wholly, resolved_in_time
 from .plan.sample import Request, whole_number
-from .read import Choice, requested
+from .read import Choice, requested, settle
 from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
 from .threads.cores import shared_cores
@@ -50,20 +50,31 @@ class VideoStream:
     """What stream_video returns: facts that are known at once, and the frames, in order, by iterating."""
 
     def __init__(
-        self, source: VideoSource, choose: Callable[[Media], Choice], block_frames: int, options: Options
+        self,
+        source: VideoSource,
+        choose: Callable[[Media], Choice],
+        block_frames: int,
+        options: Options,
+        *,
+        by_number: bool = False,
     ) -> None:
         """
         Args:
             choose: names the frames, in ascending order, and their size once the file is known; asked again if its
                 frames have to be numbered in a surer way.
             block_frames: how many frames the reader will take at a time, about.
+            by_number: as of read_chosen.
         """
         self.source, self.options, self.block_frames = source, options, block_frames
         self._choose = choose
         with in_time(source, options):
             resolved = resolved_in_time(source, options)
-            self.media = look(resolved, Way.TABLE, None, options)
-        self.indices, self.chosen_size = choose(self.media)
+            media = look(resolved, Way.TABLE, None, options)
+            if not by_number:
+                check_whole(media, options)
+            if media.irregular:  # once frames are delivered it is late to find that there are more, or fewer
+                media = look_wholly(media, media.info.counted or "", options)
+            self.media, (self.indices, self.chosen_size) = settle(media, choose, options)
         """(T,) numbers of the frames to come, ascending; and the size that was asked for, None for the file's own."""
         self.replaced: dict[int, int] = {}
         """Frames that are there -> those given instead, as far as it is known."""
@@ -245,7 +256,8 @@ def stream_video(
     request = Request.of(num_frames, fps, indices, start_seconds, end_seconds, at_seconds)
     block_frames = whole_number("block_frames", block_frames, at_least=1)
     options = Options.of(workers, on_error, timeout_seconds, limits, interpolation, stream, resize)
-    video = VideoStream(source, requested(request, checked_size(size), options), block_frames, options)
+    choose = requested(request, checked_size(size), options)
+    video = VideoStream(source, choose, block_frames, options, by_number=request.by_number)
     if not video.ascending:
         raise RequestError("the frames asked for are not in ascending order; sort them, or use read_video.")
     return video

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from threading import Event
 from typing import Any
 
+import numpy as np
+from av.video.frame import PictureType
+
 from ..index.packets import FrameIndex
 from ..index.probe import Media
 from ..index.sequential import all_frames, set_threads, video_stream
@@ -41,6 +44,9 @@ class SegmentDecoder:
         self._reads_on = "mpegts" in media.info.container
         self._skips = media.skips_unreferenced
         self._skipping = False
+        self._pts = index.packets.pts
+        self._start: int | None = None
+        """pts of the key packet whose frame has not come out yet."""
 
     def decode(self, segment: Segment, *, skip: bool = True) -> Iterator[tuple[int, Any]]:
         """Frames come in display order. Raises Mismatch if one of them does not come, or packets differ.
@@ -50,10 +56,14 @@ class SegmentDecoder:
         """
         missing = set(segment.rows)
         last_pts: int | None = None
-        skipping = skip and self._skips
+        skipping = skip and self._skips and self._index.order_stated
         for frame in self._frames(segment, skipping):
             if frame.pts is None or (last_pts is not None and frame.pts <= last_pts):
                 raise Mismatch(f"frame times do not ascend around {last_pts}")
+            if self._start is not None and frame.pts >= self._start:
+                self._check_start(frame)
+            elif not skipping and last_pts is not None and self._start is None:
+                self._check_next(last_pts, frame.pts)
             last_pts = frame.pts
             if frame.is_corrupt and skipping:
                 raise Damaged
@@ -62,6 +72,18 @@ class SegmentDecoder:
                 yield frame.pts, frame
         if missing:
             raise Mismatch(f"no frame with pts {min(missing)} came out of its group")
+
+    def _check_start(self, frame: Any) -> None:
+        """Raises Mismatch unless the group's key frame stands alone."""
+        if frame.pts != self._start or not (frame.key_frame or frame.pict_type == PictureType.I):
+            raise Mismatch(f"decoding does not start at the key frame with pts {self._start}")
+        self._start = None
+
+    def _check_next(self, last_pts: int, pts: int) -> None:
+        """Raises Mismatch if a picture between the two did not come out."""
+        last, number = np.searchsorted(self._index.frame_pts, (last_pts, pts))
+        if number != last + 1:
+            raise Mismatch(f"no picture came out for frame {last + 1}")
 
     def whatever_decodes(self, key: int) -> Iterator[Any]:
         """The frames of one group of pictures, errors passed over."""
@@ -80,14 +102,17 @@ class SegmentDecoder:
     def _frames(self, segment: Segment, skip: bool) -> Iterator[Any]:
         unsent = set(segment.rows)
         self._context.flush_buffers()
+        self._start = None
         for packet in self._packets_of(segment):
             self._skip_unreferenced(skip and packet.pts not in unsent)
             unsent.discard(packet.pts)
             yield from self._context.decode(packet)
-            if not unsent:
+            if not unsent and self._index.order_stated:
                 break
-        else:
+        if unsent:
             raise Mismatch(f"no packet with pts {min(unsent)} in its group")
+        if self._position == self._index.num_packets and self._next() is not None:
+            raise Mismatch(f"there are more than {self._index.num_packets} packets")
         yield from self._context.decode(None)
 
     def _skip_unreferenced(self, skip: bool) -> None:
@@ -102,6 +127,7 @@ class SegmentDecoder:
         while key > 0 and packet.pts > min(segment.rows, default=packet.pts):
             key -= 1
             packet = self._key_packet(key)
+        self._start = packet.pts if self._index.packets.shown[self._index.keys[key]] else None
         yield packet
         while self._position < segment.stop:
             if self._stop.is_set():
@@ -109,6 +135,8 @@ class SegmentDecoder:
             following = self._next()
             if following is None:
                 return
+            if following.pts != self._pts[self._position - 1]:
+                raise Mismatch(f"packet {self._position - 1} has another time than the index says")
             yield following
 
     def _next(self) -> Any | None:
@@ -135,7 +163,8 @@ class SegmentDecoder:
 
     def _is_key(self, packet: Any, key: int) -> bool:
         time = packet.dts if self._index.by_dts else packet.pts
-        return bool(packet.is_keyframe and time == self._index.key_times[key])
+        there = packet.is_keyframe and time == self._index.key_times[key]
+        return bool(there and packet.pts == self._pts[self._index.keys[key]])
 
     def _sought(self, key: int) -> Any | None:
         """Seek to the key packet and read it; None if the container does not find it."""
@@ -177,16 +206,28 @@ class CountingDecoder:
 
     def __init__(self, container: Any, media: Media, *, threads: int, stop: Event) -> None:
         self._container = container
+        self._media = media
         self._stop = stop
         self._stream = video_stream(container, media.source)
-        set_threads(self._stream.codec_context, threads)
+        set_threads(self._stream.codec_context, threads, kind="AUTO")
 
     def decode(self, segment: Segment, *, tolerant: bool = False) -> Iterator[tuple[int, Any]]:
         """Like SegmentDecoder.decode, `segment.rows` being keyed by frame number."""
         frames = all_frames(self._container, self._stream, self._stop, tolerant=tolerant)
+        total = self._media.info.num_frames
+        number = -1
         for number, frame in enumerate(frames):
+            self._check(number, frame)
             if number in segment.rows:
                 yield number, frame
-            if number + 1 >= segment.stop:
+            if number + 1 >= segment.stop and number + 1 < total:  # at the last frame, whether another one comes
                 return
-        raise Mismatch("fewer frames came than were counted")
+        if number + 1 < segment.stop:
+            raise Mismatch(f"{number + 1} frames came, where {total} were expected")
+
+    def _check(self, number: int, frame: Any) -> None:
+        expected = self._media.expected_pts
+        if number >= self._media.info.num_frames:
+            raise Mismatch(f"more frames came than the {number} that were expected")
+        if expected is not None and frame.pts != expected[number]:
+            raise Mismatch(f"frame {number} has another time than its packet")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import av
 import numpy as np
 
 from ..errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
+from ..index.packets import Way
 from ..index.probe import Media
 from ..plan.blocks import Block, Segment, count_through, cut, ending_together
 from ..threads.pool import NEVER, Crew, Deadline
 from ..threads.stop import Stop
-from .block import CountingDecoder, Damaged, SegmentDecoder
+from .block import CountingDecoder, Damaged, Mismatch, SegmentDecoder
+from .handover import Handover
 from .kept import Decoders, decoder
 from .picture import PictureWriter, Pixels
 from .salvage import nearest_frames
@@ -83,46 +85,74 @@ class Order:
 
 def fill(
     order: Order, *, workers: int, deadline: Deadline = NEVER, decoders: Decoders | None = None
-) -> Crew[Block, list[int]]:
+) -> Crew[Any, list[int]]:
     """Start to decode; iterate over what this returns for the rows that are filled, early frames roughly first.
 
     `decoders`: those to use and to keep open; without them the file is opened again.
     """
-    media, buffer = order.media, order.buffer
-    index, wanted = media.index, order.wanted
-    blocks = count_through(wanted) if index is None else cut(index, wanted, workers=workers, most_rows=buffer.most_rows)
+    media, buffer, index = order.media, order.buffer, order.media.index
+    if index is None:
+        return _count(order, workers, deadline)
+    blocks = cut(index, order.wanted, workers=workers, most_rows=buffer.most_rows)
     if buffer.most_rows is None:
         blocks = ending_together(blocks, workers=workers)
-    busy = min(workers, len(blocks))
-    threads = 1 if media.damaged else decoder_threads(len(blocks), workers)
+    threads = decoder_threads(len(blocks), workers)
 
     @contextmanager
     def worker(stop: Stop) -> Iterator[Callable[[Block], Iterator[list[int]]]]:
-        pictures = PictureWriter(
-            *order.size,
-            rotation=media.info.rotation,
-            mirrored=media.info.mirrored,
-            resized=order.resized,
-            resize=order.resize,
-            interpolation=order.interpolation,
-        )
-        writer = _RowWriter(buffer, pictures)
-        with ExitStack() as open_things:
-            if index is None:
-                container = open_things.enter_context(media.source.open(stop))
-                do = _counting(order, CountingDecoder(container, media, threads=threads, stop=stop), writer)
-            else:
-                do = _seeking(order, open_things.enter_context(decoder(decoders, media, index, threads, stop)), writer)
+        with decoder(decoders, media, index, threads, stop) as ours:
+            do = _seeking(order, ours, _RowWriter(order))
             yield lambda block: (rows for segment in block.segments for rows in do(segment))
 
-    return Crew(blocks, worker, workers=busy, deadline=deadline)
+    return Crew(blocks, worker, workers=min(workers, len(blocks)), deadline=deadline)
+
+
+def _count(order: Order, workers: int, deadline: Deadline) -> Crew[Any, list[int]]:
+    """One thread decodes from the start and counts; the others, if there are any, write the pictures."""
+    media = order.media
+    writers = workers - 1
+    handover = Handover(writers)
+
+    def decode(segment: Segment, writer: _RowWriter, stop: Stop) -> Iterator[list[int]]:
+        threads = 1 if media.damaged else workers
+        with _naming_frames(order, segment), media.source.open(stop) as container:
+            decoder = CountingDecoder(container, media, threads=threads, stop=stop)
+            for number, frame in decoder.decode(segment, tolerant=order.nearest):
+                if writers:
+                    handover.give(frame, segment.rows[number], stop)
+                else:
+                    yield from writer.write(frame, segment.rows[number])
+        yield from writer.report()
+        if writers:
+            handover.end(stop)
+
+    def write(writer: _RowWriter, stop: Stop) -> Iterator[list[int]]:
+        for frame, rows in handover.taken(stop):
+            yield from writer.write(frame, rows)
+            yield from writer.report()
+
+    @contextmanager
+    def worker(stop: Stop) -> Iterator[Callable[[Segment | None], Iterator[list[int]]]]:
+        writer = _RowWriter(order)
+        yield lambda segment: write(writer, stop) if segment is None else decode(segment, writer, stop)
+
+    return Crew([count_through(order.wanted), *[None] * writers], worker, workers=workers, deadline=deadline)
 
 
 class _RowWriter:
     """Writes frames into their rows. Before it waits for room it reports what it has written so far."""
 
-    def __init__(self, buffer: Buffer, pictures: PictureWriter) -> None:
-        self._buffer, self._pictures = buffer, pictures
+    def __init__(self, order: Order) -> None:
+        self._buffer = order.buffer
+        info = order.media.info
+        self._pictures = PictureWriter(
+            *order.size,
+            rotation=info.rotation,
+            mirrored=info.mirrored,
+            resized=order.resized,
+            resize=order.resize,
+            interpolation=order.interpolation,
+        )
         self._written: list[int] = []
 
     def write(self, frame: Any, rows: list[int]) -> Iterator[list[int]]:
@@ -154,26 +184,16 @@ def decoder_threads(blocks: int, workers: int) -> int:
     return 2 if workers > 1 and blocks < FEW_BLOCKS * workers else 1
 
 
-Worker: TypeAlias = Callable[[Segment], Iterator[list[int]]]
-"""Decodes a segment and reports the rows that it has filled."""
+def _seeking(order: Order, decoder: SegmentDecoder, writer: _RowWriter) -> Callable[[Segment], Iterator[list[int]]]:
+    """Decodes a segment and reports the rows that it has filled."""
 
-
-def _counting(order: Order, counter: CountingDecoder, writer: _RowWriter) -> Worker:
-    def count(segment: Segment) -> Iterator[list[int]]:
-        with _naming_frames(order, segment):
-            for number, frame in counter.decode(segment, tolerant=order.nearest):
-                yield from writer.write(frame, segment.rows[number])
-        yield from writer.report()
-
-    return count
-
-
-def _seeking(order: Order, decoder: SegmentDecoder, writer: _RowWriter) -> Worker:
     def decode(segment: Segment) -> Iterator[list[int]]:
         with _naming_frames(order, segment):
             try:
                 yield from _write_all(decoder, segment, writer)
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                if order.media.way == Way.TABLE:  # which may have named a key frame that is none
+                    raise Mismatch(f"FFmpeg cannot decode it as its table says ({reason(error)})") from error
                 if not order.nearest or not (yield from _salvage(order, decoder, segment, writer)):
                     raise
         yield from writer.report()

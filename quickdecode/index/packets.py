@@ -1,11 +1,12 @@
-"""Which frames a file holds and at which key frames decoding can start, from its packets or its own table.
+"""Which frames a file holds and at which key frames decoding can start, from its packets or its own tables.
 
-There are three ways to number frames, from cheap to sure; a reader that finds one wrong turns to the next:
+There are four ways to number frames, from cheap to sure; a reader that finds one wrong turns to the next:
 
-    TABLE     the sample table of an MP4, nothing demuxed: enough if frames are evenly spaced in time
+    TABLE     the file's own tables (MP4, Matroska), nothing demuxed
     PACKETS   a demux of the whole file: sorted by pts, the shown packets ARE the frames of a sequential decode,
-              provided that the container states pts faithfully
-    COUNTING  a decode of the whole file
+              provided that the container states pts faithfully and the decoder reorders as far as they do
+    COUNTING  a decode from the start; packets tell how many frames to expect, and decoding finds out
+    DECODING  a decode of the whole file before any frame is chosen
 """
 
 from __future__ import annotations
@@ -15,18 +16,25 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..source.source import Source
-from .mp4 import even_step
+from .clock import UNKNOWN, Flags, Ints, jumps
 
-Ints = npt.NDArray[np.int64]
-
-SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "mpeg4"})
+SEEKABLE_CODECS = frozenset(
+    {
+        *("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libaom-av1", "mpeg4", "mpeg2video", "mpeg1video"),
+        *("wmv1", "wmv2", "msmpeg4", "msmpeg4v2", "flv", "h263"),
+    }
+)
+"""Decoding from a key frame on is exact; so it is for codecs whose every frame stands alone."""
+STAND_ALONE_CODECS = frozenset({"ffv1", "png"})
+"""Like those that FFmpeg calls intra-only, though not called so: FFV1 can do otherwise, but marks its key frames."""
 FAITHFUL_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "mpegts", "flv"})
+IN_ORDER_CONTAINERS = frozenset({"avi", "mxf", "asf"})
+"""Their times are those of decoding: faithful where frames come in the order of their packets."""
 STATES_DURATIONS = frozenset({"mov", "mp4", "matroska", "webm"})
 DECODE_ORDER_CONTAINERS = frozenset({"mov", "mp4"})
 """Where seeks go by dts; elsewhere they go by pts."""
+VP8_SHOW_FRAME = 0x10
 
 
 class Way(IntEnum):
@@ -35,6 +43,50 @@ class Way(IntEnum):
     TABLE = 0
     PACKETS = 1
     COUNTING = 2
+    DECODING = 3
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What numbering has to know about a decoder."""
+
+    name: str
+    intra_only: bool
+    """Every frame marked as a key stands alone, and frames come in the order of their packets."""
+    reorders: bool
+    """Whether frames may come in another order than their packets."""
+    delay: int
+    """How many packets it takes in before the first frame comes out: how far it reorders."""
+
+
+@dataclass(frozen=True, repr=False)
+class Packets:
+    """The packets of a video stream in decode order; times in stream time base units, or UNKNOWN."""
+
+    pts: Ints
+    dts: Ints
+    key: Flags
+    shown: Flags
+    """Whether a frame comes out for it: not for those that an edit list hides, nor for VP8's hidden references."""
+    durations: Ints
+    """0 where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def start_unordered(self) -> bool:
+        """Whether pictures of the first group are shown before its key frame, which decoders may drop."""
+        later_keys = np.flatnonzero(self.key[1:])
+        stop = int(later_keys[0]) + 1 if len(later_keys) else len(self)
+        return bool(self.pts[:stop].min() < self.pts[0])
+
+    @property
+    def reordering(self) -> int:
+        """By how many packets the latest frame lags behind its turn; what a decoder's delay must make up for."""
+        pts = self.pts[self.shown]
+        positions = np.argsort(pts, kind="stable")
+        return int((np.maximum.accumulate(positions) - np.arange(len(pts))).max(initial=0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,16 +96,16 @@ class FrameIndex:
     frame_pts: Ints
     """(num_frames,) presentation times in display order."""
     positions: Ints
-    """(num_frames,) where each frame's packet is; the frame's own number when only the table was read."""
+    """(num_frames,) where each frame's packet is."""
+    packets: Packets
     keys: Ints
     """(num_keys,) positions of key packets, ascending."""
     key_times: Ints
     """(num_keys,) what a seek asks for, and what shows that the right key packet was found."""
-    key_pts: Ints | None
-    """(num_keys,) presentation times; unknown when only the table was read."""
     by_dts: bool
     """Whether key_times are dts."""
-    num_packets: int
+    order_stated: bool
+    """Whether pts are known to tell the order of frames; else each group is decoded whole, which shows it."""
     end_pts: int
     """Where the last frame ends."""
 
@@ -61,119 +113,91 @@ class FrameIndex:
     def num_frames(self) -> int:
         return len(self.frame_pts)
 
+    @property
+    def num_packets(self) -> int:
+        return len(self.packets)
+
+    @property
+    def key_pts(self) -> Ints:
+        """(num_keys,) presentation times."""
+        return self.packets.pts[self.keys]
+
 
 class PacketLog:
     """Collects the packets of one stream while a container is being demuxed."""
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[int | None, int | None, int, bool, bool]] = []
-
-    def __len__(self) -> int:
-        return len(self._rows)
+    def __init__(self, codec: str) -> None:
+        self._rows: list[tuple[int, int, int, bool, bool]] = []
+        self._vp8 = codec == "vp8"
 
     def add(self, packet: Any) -> None:
-        self._rows.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, not packet.is_discard))
+        shown = not packet.is_discard and not (self._vp8 and not bytes(packet)[0] & VP8_SHOW_FRAME)
+        pts, dts = (UNKNOWN if time is None else time for time in (packet.pts, packet.dts))
+        self._rows.append((pts, dts, packet.duration or 0, packet.is_keyframe, shown))
 
-    def index(self, container: str, codec: str) -> FrameIndex | str:
-        """The index, or the reason why these packets do not tell which frame they hold."""
-        kind = set(container.split(","))
-        if not FAITHFUL_CONTAINERS & kind:
-            return f"{container} files do not state presentation times faithfully"
-        if codec not in SEEKABLE_CODECS:
-            return f"random access in {codec} is not proven exact"
-        if any(row[0] is None for row in self._rows):
-            return "packets without presentation times"
-        pts = np.array([row[0] for row in self._rows], np.int64)
-        keys = np.flatnonzero([row[3] for row in self._rows])
-        shown = np.flatnonzero([row[4] for row in self._rows])
-        reason = _irregular(pts, keys, shown)
-        if reason:
-            return reason
-        order = shown[np.argsort(pts[shown], kind="stable")]
-        by_dts = bool(DECODE_ORDER_CONTAINERS & kind) and all(row[1] is not None for row in self._rows)
-        dts = np.array([row[1] for row in self._rows], np.int64) if by_dts else pts
-        return FrameIndex(
-            frame_pts=pts[order],
-            positions=order,
-            keys=keys,
-            key_times=dts[keys],
-            key_pts=pts[keys],
-            by_dts=by_dts,
-            num_packets=len(pts),
-            end_pts=int(pts[order[-1]]) + self._last_duration(pts[order], int(order[-1]), kind),
-        )
-
-    def _last_duration(self, frame_pts: Ints, position: int, kind: set[str]) -> int:
-        stated = self._rows[position][2] if STATES_DURATIONS & kind else 0
-        if stated > 0 or len(frame_pts) < 2:
-            return max(stated, 1)
-        return max(int(np.median(np.diff(frame_pts))), 1)
+    def packets(self) -> Packets:
+        """What was collected."""
+        pts, dts, durations, key, shown = np.array(self._rows, np.int64).reshape(-1, 5).T
+        return Packets(pts, dts, key.astype(bool), shown.astype(bool), durations)
 
 
-def _irregular(pts: Ints, keys: Ints, shown: Ints) -> str | None:
-    if len(keys) == 0 or keys[0] != 0:
-        return "the stream does not start with a key frame"
-    if len(shown) == 0:
-        return "no packet is shown"
-    if len(np.unique(pts)) != len(pts):
-        return "presentation times repeat"
-    stop = int(keys[1]) if len(keys) > 1 else len(pts)
-    if pts[:stop].min() < pts[0]:
-        return "the first key frame has leading pictures, which decoders may drop"
-    return None
-
-
-def table_index(stream: Any, source: Source, container: str, first_pts: int) -> FrameIndex | None:
-    """The index from an MP4's sample table; None unless the table is whole and evenly spaced.
-
-    `first_pts` is the first decoded frame's. Frames are then assumed at first_pts + i * step; whoever decodes
-    them checks.
-    """
-    entries = getattr(stream, "index_entries", None)
-    kind = DECODE_ORDER_CONTAINERS & set(container.split(","))
-    if not kind or entries is None or len(entries) < 2 or stream.frames != len(entries):
-        return None
-    if stream.codec_context.name not in SEEKABLE_CODECS:
-        return None
-    with source.file() as file:
-        step = even_step(file, source.size, len(entries))
-    keys = _key_entries(entries)
-    if not step or len(keys) == 0 or keys[0] != 0 or _cut_off(entries, keys, source.size):
-        return None
-    numbers = np.arange(len(entries), dtype=np.int64)
-    key_times = np.array([entries[int(key)].timestamp for key in keys], np.int64)
-    begin = int(key_times[0])
-    if (key_times != begin + keys * step).any() or entries[-1].timestamp != begin + numbers[-1] * step:
-        return None
-    frame_pts = first_pts + numbers * step
+def numbered(packets: Packets, container: str, codec: Codec, ticks_per_second: float) -> FrameIndex | str:
+    """The index, or the reason why these packets do not tell which frame they hold."""
+    kind = set(container.split(","))
+    if not _faithful(kind, codec):
+        return f"{container} files do not state presentation times faithfully"
+    if codec.name not in SEEKABLE_CODECS and not codec.intra_only:
+        return f"random access in {codec.name} is not proven exact"
+    reason = _irregular(packets, codec, container, ticks_per_second)
+    if reason:
+        return reason
+    pts, dts, shown = packets.pts, packets.dts, np.flatnonzero(packets.shown)
+    order = shown[np.argsort(pts[shown], kind="stable")]
+    keys = np.flatnonzero(packets.key)
+    by_dts = bool(DECODE_ORDER_CONTAINERS & kind) and bool((dts != UNKNOWN).all())
+    key_times = (dts if by_dts else pts)[keys]
+    if (np.diff(key_times) <= 0).any():
+        return "the times of key frames do not ascend"
     return FrameIndex(
-        frame_pts=frame_pts,
-        positions=numbers,
+        frame_pts=pts[order],
+        positions=order,
+        packets=packets,
         keys=keys,
         key_times=key_times,
-        key_pts=None,
-        by_dts=True,
-        num_packets=len(numbers),
-        end_pts=int(frame_pts[-1] + step),
+        by_dts=by_dts,
+        order_stated=codec.delay == 0 or packets.reordering > 0,
+        end_pts=int(pts[order[-1]]) + last_duration(packets, pts[order], int(order[-1]), kind),
     )
 
 
-def _key_entries(entries: Any) -> Ints:
-    """Where the key frames are, found by jumping from one to the next."""
-    keys: list[int] = []
-    following = 0 if entries[0].is_keyframe else -1
-    while following >= 0 and (not keys or following > keys[-1]):
-        keys.append(following)
-        following = entries.search_timestamp(entries[following].timestamp + 1, backward=False)
-    return np.array(keys, np.int64)
+def _faithful(kind: set[str], codec: Codec) -> bool:
+    if kind & IN_ORDER_CONTAINERS:
+        return codec.intra_only or not codec.reorders
+    return bool(kind & FAITHFUL_CONTAINERS)
 
 
-def _cut_off(entries: Any, keys: Ints, file_size: int) -> bool:
-    """Whether an edit list hides frames at either end, or the file ends before its data does."""
-    first, last = (entries[: int(keys[1])], entries[int(keys[-2]) :]) if len(keys) > 1 else (entries[:], [])
-    tail = entries[-LAST_ENTRIES:]
-    return any(entry.is_discard for entry in [*first, *last]) or max(e.pos + e.size for e in tail) > file_size
+def last_duration(packets: Packets, frame_pts: Ints, position: int, kind: set[str]) -> int:
+    """How long the last frame, which is packet `position`, is shown."""
+    stated = int(packets.durations[position]) if STATES_DURATIONS & kind else 0
+    if stated > 0 or len(frame_pts) < 2:
+        return max(stated, 1)
+    return max(int(np.median(np.diff(frame_pts))), 1)
 
 
-LAST_ENTRIES = 64
-"""A truncated file lacks the data of its last entries."""
+def _irregular(packets: Packets, codec: Codec, container: str, ticks_per_second: float) -> str | None:
+    if not packets.shown.any():
+        return "no packet is shown"
+    if not packets.key[0]:
+        return "the stream does not start with a key frame"
+    if (packets.pts == UNKNOWN).any():
+        return "packets without presentation times"
+    times = packets.pts[packets.shown]
+    if len(np.unique(times)) != len(times):
+        return "presentation times repeat"
+    if jumps(np.sort(times), container, ticks_per_second).any():
+        return "its clock jumps or starts again"
+    if packets.reordering > codec.delay:
+        return "frames are further out of order than the decoder expects, or the clock starts again"
+    if packets.start_unordered:
+        return "the first key frame has leading pictures, which decoders may drop"
+    return None

@@ -8,19 +8,20 @@ from fractions import Fraction
 from threading import Lock
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import SourceError, translated
 from ..source.limits import DEFAULT_LIMITS, Limits
 from ..source.source import Source
-from ..threads.pool import Cancelled
 from ..threads.stop import Stop
+from .clock import UNKNOWN, Ints, display_order, steady
 from .orientation import display_orientation
-from .packets import FrameIndex, PacketLog, Way, table_index
+from .packets import STAND_ALONE_CODECS, Codec, FrameIndex, Packets, Way, last_duration, numbered
+from .scan import Scan
 from .sequential import all_frames, video_stream
 from .skip import skips_unreferenced
+from .tables import table_packets
 
 CACHED_FILES = 8
 """An hour of video takes some 3 MB here."""
@@ -49,7 +50,7 @@ class VideoInfo:
     """Width of a delivered pixel over its height; other than 1, frames have to be stretched to look right. They are
     delivered as they are, as by other readers."""
     num_frames: int
-    """Frames that a sequential decode yields, hidden edit-list frames not counted."""
+    """Frames that a sequential decode yields, hidden edit-list frames not counted; see num_frames_exact."""
     fps: float
     """Average frames per second."""
     duration_seconds: float
@@ -60,6 +61,12 @@ class VideoInfo:
     """None when frames are counted."""
     counted: str | None = None
     """Why frames have to be counted by decoding from the start; None when they are found by key frame."""
+    num_frames_exact: bool = True
+    """Whether num_frames, fps and duration_seconds are sure. Where frames are counted they are what the file's packets
+    suggest: only a decode to the end can tell. Indices are true either way."""
+    truncated: str | None = None
+    """How the file is known to be cut short, as by an interrupted download: it is then read only with
+    on_error="nearest", and holds num_frames of what was more. None if it is whole, or its kind cannot tell."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,8 +80,12 @@ class Media:
     """None when frames must be counted."""
     seconds: npt.NDArray[np.float64]
     """(num_frames,) start of every frame, the first being 0."""
+    expected_pts: Ints | None
+    """(num_frames,) where frames are counted: the times that packets suggest, to be compared with what comes."""
     skips_unreferenced: bool
     """Whether pictures that nothing refers to may be left out of decoding."""
+    irregular: bool = False
+    """Whether frames are counted because their packets contradict each other: the count may then be wrong."""
     damaged: bool = False
     """Whether counting met errors; what a decoder makes of them depends on its number of threads."""
 
@@ -122,55 +133,22 @@ def _inspect(source: Source, at_least: Way, why: str | None, limits: Limits, sto
         stream = video_stream(container, source)
         limits.check_size(source.name, stream.codec_context.height, stream.codec_context.width)
         stream.codec_context.thread_count = 1
-        scan = _Scan(container, stream, source.name, stop)
-        index: FrameIndex | str | None = None
-        if at_least == Way.TABLE:
-            index = table_index(stream, source, container.format.name, scan.first.pts or 0)
-        way = Way.PACKETS if index is None else Way.TABLE
-        if index is None:
-            index = scan.to_the_end().index(container.format.name, stream.codec_context.name)
+        scan = Scan(container, stream, source.name, stop)
         facts = _facts(container, stream, scan.first)
-    if at_least == Way.COUNTING and not isinstance(index, str):
-        index = why or "asked for"
-    if isinstance(index, str):
-        return _counted(source, facts, index, stop)
-    base = facts["time_base"]
-    duration = float((index.end_pts - int(index.frame_pts[0])) * base)
-    return _media(source, facts, way, index, index.frame_pts, base, duration)
-
-
-class _Scan:
-    """One pass over the packets: as far as the first frame, and on to the end only if that is asked for."""
-
-    def __init__(self, container: Any, stream: Any, name: str, stop: Stop) -> None:
-        self._log = PacketLog()
-        self._packets = container.demux(stream)
-        self._stop = stop
-        self.first: Any = self._first_frame()
-        if self.first is None:
-            raise SourceError(f"{name}: no video frame can be decoded; the file is damaged or truncated.")
-
-    def _first_frame(self) -> Any | None:
-        for packet in self._packets:
-            self._add(packet)
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:  # a recording may start in the middle of a group of pictures
-                continue
-            if frames:
-                return frames[0]
-        return None
-
-    def to_the_end(self) -> PacketLog:
-        for packet in self._packets:
-            self._add(packet)
-        return self._log
-
-    def _add(self, packet: Any) -> None:
-        if self._stop.is_set():
-            raise Cancelled
-        if packet.size:
-            self._log.add(packet)
+        table = table_packets(source, facts["container"], stream, scan.packets, stop)
+        facts["truncated"] = table if isinstance(table, str) else None
+        if at_least < Way.DECODING:
+            packets, way = (table, Way.TABLE) if isinstance(table, Packets) else (scan.to_the_end(), Way.PACKETS)
+            if at_least > way:
+                packets, way = scan.to_the_end(), at_least
+    if at_least == Way.DECODING:
+        return _decoded(source, facts, why or "asked for", stop)
+    codec = Codec(facts["codec"], facts["intra_only"], facts["reorders"], scan.delay)
+    index = numbered(packets, facts["container"], codec, float(1 / facts["time_base"]))
+    if isinstance(index, str) or way == Way.COUNTING:
+        return _expected(source, facts, packets, codec, index if isinstance(index, str) else why or "asked for")
+    duration = float((index.end_pts - int(index.frame_pts[0])) * facts["time_base"])
+    return _media(source, facts, way, index.frame_pts, facts["time_base"], duration, index=index)
 
 
 def _facts(container: Any, stream: Any, first: Any) -> dict[str, Any]:
@@ -189,11 +167,37 @@ def _facts(container: Any, stream: Any, first: Any) -> dict[str, Any]:
         "pixel_aspect": stream.sample_aspect_ratio or Fraction(1),
         "time_base": Fraction(stream.time_base),
         "rate": Fraction(rate) if rate and rate > 0 else FALLBACK_FPS,
+        "intra_only": stream.codec_context.codec.intra_only or codec in STAND_ALONE_CODECS,
+        "reorders": bool(stream.codec_context.codec.reorder),
         "skips": skips_unreferenced(codec, stream.codec_context.extradata),
     }
 
 
-def _counted(source: Source, facts: dict[str, Any], why: str, stop: Stop) -> Media:
+def _expected(source: Source, facts: dict[str, Any], packets: Packets, codec: Codec, why: str) -> Media:
+    """What packets suggest of a file whose frames have to be counted."""
+    shown = packets.shown
+    pts, dts, base = packets.pts[shown], packets.dts[shown], facts["time_base"]
+    if not codec.reorders:
+        pts = np.where(pts == UNKNOWN, dts, pts)
+        order = np.arange(len(pts))
+    else:
+        order = display_order(pts, dts, facts["container"], float(1 / base))
+    invented = codec.delay > 0 and packets.reordering == 0
+    if invented or len(pts) == 0 or (pts == UNKNOWN).any():
+        count = max(len(pts), 1)
+        duration = float(count / facts["rate"])
+        numbers = np.arange(count, dtype=np.int64)
+        return _media(source, facts, Way.COUNTING, numbers, 1 / facts["rate"], duration, counted=why, exact=False)
+    expected = pts[order]
+    times = steady(expected, facts["container"], float(1 / base))
+    last = last_duration(packets, times, int(np.flatnonzero(shown)[order[-1]]), set(facts["container"].split(",")))
+    duration = float((int(times[-1]) - int(times[0]) + last) * base)
+    media = _media(source, facts, Way.COUNTING, times, base, duration, counted=why, exact=False)
+    regular = (packets.pts != UNKNOWN).all() and packets.key[0] and packets.reordering <= codec.delay
+    return replace(media, expected_pts=expected, irregular=not regular)
+
+
+def _decoded(source: Source, facts: dict[str, Any], why: str, stop: Stop) -> Media:
     """Decode the whole file once, keeping nothing but times."""
     times: list[int | None] = []
     errors: list[Exception] = []
@@ -207,11 +211,12 @@ def _counted(source: Source, facts: dict[str, Any], why: str, stop: Stop) -> Med
     known = [time for time in times if time is not None]
     pts, base = np.arange(len(times), dtype=np.int64), 1 / facts["rate"]
     last = 1
-    if len(known) == len(times) and all(a < b for a, b in zip(known, known[1:], strict=False)):
-        pts, base = np.array(known, np.int64), facts["time_base"]
+    if len(known) == len(times):
+        base = facts["time_base"]
+        pts = steady(np.array(known, np.int64), facts["container"], float(1 / base))
         last = int(np.median(np.diff(pts))) if len(pts) > 1 else max(round(1 / facts["rate"] / base), 1)
     duration = float((int(pts[-1]) - int(pts[0]) + last) * base)
-    media = _media(source, facts, Way.COUNTING, None, pts, base, duration, why)
+    media = _media(source, facts, Way.DECODING, pts, base, duration, counted=why)
     return replace(media, damaged=bool(errors))
 
 
@@ -219,11 +224,13 @@ def _media(
     source: Source,
     facts: dict[str, Any],
     way: Way,
-    index: FrameIndex | None,
     pts: npt.NDArray[np.int64],
     base: Fraction,
     duration: float,
+    *,
+    index: FrameIndex | None = None,
     counted: str | None = None,
+    exact: bool = True,
 ) -> Media:
     turned = facts["rotation"] in (90, 270)
     seconds = (pts - pts[0]) * base.numerator / base.denominator
@@ -243,8 +250,10 @@ def _media(
         begin_seconds=float(int(pts[0]) * base),
         num_keyframes=None if index is None else len(index.keys),
         counted=counted,
+        num_frames_exact=exact,
+        truncated=facts["truncated"],
     )
-    return Media(source, info, way, index, seconds, facts["skips"])
+    return Media(source, info, way, index, seconds, None, facts["skips"])
 
 
 def _average_fps(num_frames: int, duration: float, stated: Fraction) -> float:

@@ -37,10 +37,10 @@ def video_stream(container: Any, source: Source) -> Any:
     return stream
 
 
-def set_threads(context: Any, threads: int) -> None:
-    """Before the first packet: how many frames the decoder works on at a time."""
+def set_threads(context: Any, threads: int, kind: str = "FRAME") -> None:
+    """Before the first packet: how many frames (or with "AUTO", where that cannot be, slices) are decoded at a time."""
     context.thread_count = threads
-    context.thread_type = "FRAME" if threads > 1 else "NONE"
+    context.thread_type = kind if threads > 1 else "NONE"
 
 
 def all_frames(

@@ -78,11 +78,11 @@ def ending_together(blocks: Sequence[Block], *, workers: int) -> list[Block]:
     return [*blocks[:tail], *sorted(blocks[tail:], key=lambda block: block.cost, reverse=True)]
 
 
-def count_through(wanted: Sequence[int]) -> list[Block]:
-    """The one block of a file whose frames have to be counted from the start."""
+def count_through(wanted: Sequence[int]) -> Segment:
+    """All of a file whose frames have to be counted from the start."""
     rows = rows_by_frame(wanted)
     stop = max(rows) + 1
-    return [Block((Segment(key=0, stop=stop, cost=stop, rows=rows),))]
+    return Segment(key=0, stop=stop, cost=stop, rows=rows)
 
 
 def rows_by_frame(wanted: Sequence[int]) -> dict[int, list[int]]:
@@ -102,9 +102,8 @@ def _segments(index: FrameIndex, rows: dict[int, list[int]]) -> list[Segment]:
 
 def _segment(index: FrameIndex, key: int, frames: list[int], rows: dict[int, list[int]]) -> Segment:
     last = int(index.positions[frames].max()) + 1
-    stop = last
-    if index.key_pts is None:  # only known to be inside the group
-        stop = int(index.keys[key + 1]) if key + 1 < len(index.keys) else index.num_packets
+    following = int(index.keys[key + 1]) if key + 1 < len(index.keys) else index.num_packets
+    stop = last if index.order_stated else max(last, following)
     by_pts = {int(index.frame_pts[frame]): rows[frame] for frame in frames}
     return Segment(key=key, stop=stop, cost=last - int(index.keys[key]), rows=by_pts)
 
@@ -112,6 +111,5 @@ def _segment(index: FrameIndex, key: int, frames: list[int], rows: dict[int, lis
 def _key_of(index: FrameIndex, frames: list[int]) -> list[int]:
     """The key packet to start at: for a picture shown before its own key frame, the one of the group before."""
     groups = np.searchsorted(index.keys, index.positions[frames], side="right") - 1
-    if index.key_pts is not None:
-        groups = groups - (index.frame_pts[frames] < index.key_pts[groups])
+    groups = groups - (index.frame_pts[frames] < index.key_pts[groups])
     return [max(int(group), 0) for group in groups]

@@ -25,6 +25,11 @@ class Request:
     end_seconds: float | None = None
     at_seconds: tuple[float, ...] | None = None
 
+    @property
+    def by_number(self) -> bool:
+        """Whether it does not depend on how long the video is."""
+        return self.indices is not None and min(self.indices) >= 0
+
     @staticmethod
     def of(
         num_frames: int | None = None,
@@ -115,6 +120,8 @@ def frame_indices(request: Request, media: Media, *, clamp: bool = False) -> lis
 
 def _numbered(indices: tuple[int, ...], media: Media, clamp: bool) -> list[int]:
     total = media.info.num_frames
+    if min(indices) < 0 and not media.info.num_frames_exact:
+        raise RequestError(f"{media.info.name}: index {min(indices)} counts from an end that is not known yet.")
     beyond = [i for i in indices if not -total <= i < total]
     if beyond and not clamp:
         raise FrameIndexError(

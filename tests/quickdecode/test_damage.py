@@ -9,6 +9,8 @@ import pytest
 
 import quickdecode
 from tests.clips import ClipMaker, read_number
+from tests.quickdecode.corpus import build
+from tests.quickdecode.edits import cut_at
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +54,30 @@ def test_nearest_beyond_the_end(clip: Path) -> None:
     assert (video.indices, video.replaced) == ([3, 59], {99: 59})
 
 
-def test_nearest_in_a_truncated_file(make_clip: ClipMaker, tmp_path: Path) -> None:
-    whole = make_clip("faststart.mp4", container={"movflags": "faststart"})
-    path = tmp_path / "half.mp4"
-    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+@pytest.mark.parametrize("name", ["front.mp4", "h264.mkv", "vp9.webm", "fragmented.mp4"])
+def test_a_truncated_file_is_refused(clip_folder: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    cut_at(0.6)(build(clip_folder, name), path)
+    info = quickdecode.probe(path)
+    assert info.truncated is not None
+    message = rf"{name}: the file is cut short \(.*\); download or copy it again, or pass on_error=\"nearest\" to read"
+    for read in (quickdecode.read_video, quickdecode.stream_video):
+        with pytest.raises(quickdecode.SourceError, match=message):
+            read(path, num_frames=4)  # type: ignore[operator]
+    assert quickdecode.read_video(path, indices=[3, 17]).indices == [3, 17]
+    assert quickdecode.probe(build(clip_folder, name)).truncated is None
+
+
+@pytest.mark.parametrize("name", ["front.mp4", "h264.mkv", "vp9.webm", "fragmented.mp4"])
+def test_nearest_in_a_truncated_file(clip_folder: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    cut_at(0.6)(build(clip_folder, name), path)
     video = quickdecode.read_video(path, on_error="nearest")
-    assert len(video) == video.info.num_frames
-    assert [read_number(frame) for frame in video.frames] == video.indices
-    assert 1 <= len(video.replaced) < 6
+    assert 20 < len(video) == video.info.num_frames < 50
+    numbers = [read_number(frame) for frame in video.frames]
+    assert numbers[:20] == list(range(20))
+    assert numbers == sorted(numbers)
+    assert len(video.replaced) < 6
 
 
 def test_nearest_where_frames_are_counted(make_clip: ClipMaker, tmp_path: Path) -> None:

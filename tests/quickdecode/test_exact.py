@@ -5,32 +5,75 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 import quickdecode
+from quickdecode.index.clock import JUMP_SECONDS
 from tests.clips import read_number, sequential_rgb
 from tests.quickdecode.corpus import CORPUS, build
 
+ANY_CODEC = quickdecode.Limits(codecs=None)
 
-def check(path: Path, turns: int = 0) -> None:
-    """Compare all frames, for 1 to 8 workers, and then sparse frames and frames in odd order, with the truth."""
-    truth = [np.rot90(frame, turns).transpose(2, 0, 1) for frame in sequential_rgb(path)]
+
+def check(path: Path, turns: int = 0, mirrored: bool = False) -> None:
+    """Every frame alone; all of them for 1 to 8 workers and streamed; some in odd order: all equal to the truth."""
+    frames, times = sequential(path)
+    upright = [np.rot90(frame, turns) for frame in frames]
+    truth = [(frame[:, ::-1] if mirrored else frame).transpose(2, 0, 1) for frame in upright]
     total = len(truth)
     every = list(range(total))
-    cases = [(workers, every) for workers in (1, 2, 4, 8)]
-    cases += [(2, wish) for wish in ([0], [total - 1], every[::7], [total - 1, 0, total // 2, total // 2])]
+    cases = [(2, [index]) for index in every] + [(workers, every) for workers in range(1, 9)]
+    cases += [(2, wish) for wish in (every[::7], [total - 1, 0, total // 2, total // 2])]
     for workers, wish in cases:
-        video = quickdecode.read_video(path, indices=None if wish is every else wish, workers=workers)
+        video = quickdecode.read_video(path, indices=None if wish is every else wish, workers=workers, limits=ANY_CODEC)
         assert video.indices == wish
         for row, index in enumerate(wish):
             equal = np.array_equal(video.frames[row].numpy(), truth[index])
             assert equal, f"frame {index}, {workers} workers, shows {read_number(video.frames[row])}"
+        if times is not None:
+            assert video.timestamps == pytest.approx([times[index] for index in wish])
+    stream = quickdecode.stream_video(path, block_frames=7, limits=ANY_CODEC)
+    streamed = [frame for block in stream for frame in block.frames]
+    assert len(streamed) == total
+    assert all(np.array_equal(ours.numpy(), theirs) for ours, theirs in zip(streamed, truth, strict=True))
+
+
+def sequential(path: Path) -> tuple[list[np.ndarray], list[float] | None]:
+    """Every frame of a one-thread decode, and its time from the first on; None where the file's clock is not one.
+
+    What does not decode before the first frame is passed over: a recording may start in the middle of a group.
+    """
+    frames: list[np.ndarray] = []
+    pts: list[int | None] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError:
+                assert not frames
+                continue
+            frames += [frame.to_ndarray(format="rgb24") for frame in decoded]
+            pts += [frame.pts for frame in decoded]
+        unit = float(stream.time_base)
+    stated = [time for time in pts if time is not None]
+    steps = np.diff(stated) * unit
+    if len(stated) < len(pts) or (steps < 0).any() or (steps > JUMP_SECONDS).any():
+        return frames, None
+    return frames, [(time - stated[0]) * unit for time in stated]
+
+
+def test_the_corpus_is_wide() -> None:
+    assert len(CORPUS) >= 120
 
 
 @pytest.mark.parametrize("name", CORPUS)
 def test_bit_equal_to_sequential_decode(clip_folder: Path, name: str) -> None:
-    check(build(clip_folder, name), CORPUS[name].turns)
+    kind = CORPUS[name]
+    check(build(clip_folder, name), kind.turns, kind.mirrored)
 
 
 def real_clips() -> list[Path]:
