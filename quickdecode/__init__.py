@@ -22,7 +22,7 @@ from .errors import (
     SourceError,
 )
 from .hosts import register, unregister
-from .index.probe import VideoInfo
+from .index.media import VideoInfo
 from .read import DecodedVideo, probe, read_video, read_videos
 from .reader import VideoReader
 from .source.allowed import CODECS, FORMATS

@@ -10,8 +10,9 @@ from .decode.block import Mismatch
 from .decode.picture import INTERPOLATIONS
 from .decode.resize import ANTIALIASED, RESIZES, torchvision_resize
 from .errors import DecodeError, LimitError, QuickDecodeError, ReadTimeoutError, RequestError, SourceError
+from .index.media import Media
 from .index.packets import Way
-from .index.probe import Media, inspect
+from .index.probe import inspect
 from .plan.sample import is_number, whole_number
 from .source.limits import DEFAULT_LIMITS, LESS, Limits
 from .source.source import Source, VideoSource, describe, resolve

@@ -14,8 +14,8 @@ from .decode.fill import Order, Whole, fill
 from .decode.kept import Decoders
 from .decode.room import NEW, Room
 from .errors import QuickDecodeError, RequestError
+from .index.media import Media, VideoInfo
 from .index.packets import Way
-from .index.probe import Media, VideoInfo
 from .opening import Options, check_whole, checked_size, in_time, look, look_closer, look_wholly, resolved_in_time
 from .plan.sample import Request, frame_indices
 from .source.limits import DEFAULT_LIMITS, Limits

@@ -11,8 +11,8 @@ import torch
 
 from .decode.kept import Decoders
 from .errors import RequestError
+from .index.media import VideoInfo
 from .index.packets import Way
-from .index.probe import VideoInfo
 from .opening import Options, check_whole, checked_size, in_time, look, look_wholly, resolved_in_time
 from .plan.sample import Request
 from .read import DecodedVideo, read_media, requested

@@ -15,8 +15,8 @@ from .decode.fill import Order, fill
 from .decode.ring import Ring, ring_bytes
 from .decode.room import empty_frames
 from .errors import DecodeError, RequestError
+from .index.media import Media, VideoInfo
 from .index.packets import Way
-from .index.probe import Media, VideoInfo
 from .opening import Options, check_whole, checked_size, in_time, look, look_closer, look_wholly, resolved_in_time
 from .plan.sample import Request, whole_number
 from .read import Choice, requested, settle

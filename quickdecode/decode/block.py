@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from av.video.frame import PictureType
 
+from ..index.media import Media
 from ..index.packets import FrameIndex
-from ..index.probe import Media
 from ..index.sequential import all_frames, set_threads, video_stream
 from ..plan.blocks import Segment
 from ..threads.pool import Cancelled

@@ -11,8 +11,8 @@ import av
 import numpy as np
 
 from ..errors import FOREIGN_ERRORS, DecodeError, QuickDecodeError, reason
+from ..index.media import Media
 from ..index.packets import Way
-from ..index.probe import Media
 from ..plan.blocks import Block, Segment, count_through, cut, ending_together
 from ..threads.pool import NEVER, Crew, Deadline
 from ..threads.stop import Stop

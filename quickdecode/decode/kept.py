@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 
+from ..index.media import Media
 from ..index.packets import FrameIndex
-from ..index.probe import Media
 from ..threads.stop import Stop
 from .block import SegmentDecoder
 

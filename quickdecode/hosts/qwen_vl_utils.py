@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from ..errors import HostError, RequestError
-from ..index.probe import Media
+from ..index.media import Media
 from ..lazy.frames import read_or_stream
 from ..opening import Options
 from ..read import Choice

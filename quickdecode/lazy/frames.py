@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..index.probe import Media
+from ..index.media import Media
 from ..opening import Options
 from ..read import Choice, DecodedVideo, read_chosen
 from ..source.source import VideoSource

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FrameIndexError, RequestError
-from ..index.probe import Media
+from ..index.media import Media
 
 
 @dataclass(frozen=True)
