@@ -119,4 +119,5 @@ def _mlp_width(text: Any) -> int:
     experts = getattr(text, "num_experts_per_tok", 0)
     if not experts:
         return int(text.intermediate_size)
-    return int(experts * text.moe_intermediate_size + getattr(text, "shared_expert_intermediate_size", 0))
+    shared = getattr(text, "n_shared_experts", 0) * text.moe_intermediate_size
+    return int(experts * text.moe_intermediate_size + getattr(text, "shared_expert_intermediate_size", shared))

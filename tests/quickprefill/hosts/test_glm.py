@@ -62,6 +62,11 @@ def test_a_fault_shows(model, monkeypatch):
         first_logits(model, inputs)
 
 
+def test_a_token_passes_two_experts_and_the_shared_one():
+    model = FAMILIES["glm4v_moe"].model()
+    assert quickprefill.FAMILIES["glm4v_moe"].geometry(model.model).mlp == 3 * 32
+
+
 SPECIALS = {
     "<|endoftext|>": PAD,
     "<|begin_of_image|>": VISION_START,
