@@ -39,8 +39,11 @@ def test_no_group_waits(attention):
     assert output.past_key_values.layers[0].keys.is_meta
 
 
-# Experts have no grouped products in float32 on the meta device; some heads ask for the logits of all columns.
-@pytest.mark.parametrize("family", [name for name, built in FAMILIES.items() if built.chooses and "_moe" not in name])
+# Experts have no grouped products in float32 on the meta device; some heads ask for the logits of all columns; the
+# get_image_features() of SmolVLM looks for empty pictures.
+@pytest.mark.parametrize(
+    "family", [name for name, built in FAMILIES.items() if built.chooses and "_moe" not in name and name != "smolvlm"]
+)
 def test_no_family_waits(family):
     assert prefill("sdpa", family, keep=0.5).logits.is_meta
 
