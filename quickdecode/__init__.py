@@ -11,6 +11,7 @@ then opening.py, read.py, stream.py and reader.py, which go through all of these
 Importing this package changes nothing outside it.
 """
 
+from .decoded import DecodedVideo, FrameBlock
 from .errors import (
     DecodeError,
     FrameIndexError,
@@ -23,11 +24,11 @@ from .errors import (
 )
 from .hosts import register, unregister
 from .index.media import VideoInfo
-from .read import DecodedVideo, probe, read_video, read_videos
+from .read import probe, read_video, read_videos
 from .reader import VideoReader
 from .source.allowed import CODECS, FORMATS
 from .source.limits import Limits
-from .stream import FrameBlock, VideoStream, stream_video
+from .stream import VideoStream, stream_video
 
 __all__ = [
     "CODECS",

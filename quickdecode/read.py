@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from .decode.block import Mismatch
 from .decode.fill import Order, Whole, fill
 from .decode.kept import Decoders
 from .decode.room import NEW, Room
+from .decoded import DecodedVideo
 from .errors import QuickDecodeError, RequestError
 from .index.media import Media, VideoInfo
 from .index.packets import Way
@@ -23,32 +24,6 @@ from .source.source import VideoSource
 from .threads.cores import shared_cores
 from .threads.pool import Crew
 from .threads.stop import Stop
-
-
-@dataclass(frozen=True, repr=False)
-class DecodedVideo:
-    """Frames of a video with what is known about them."""
-
-    frames: torch.Tensor
-    """(T, 3, H, W) uint8, RGB; with layout="NHWC" (T, H, W, 3)."""
-    indices: list[int]
-    """(T,) number of each frame in a sequential decode of the file."""
-    timestamps: list[float]
-    """(T,) start of each frame in seconds after the start of the first frame of the file."""
-    info: VideoInfo
-    replaced: dict[int, int] = field(default_factory=dict)
-    """With on_error="nearest": frames that were asked for but cannot be had -> the frame given instead."""
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __repr__(self) -> str:
-        shape = "x".join(str(size) for size in self.frames.shape)
-        replaced = f", {len(self.replaced)} replaced" if self.replaced else ""
-        return (
-            f"DecodedVideo({self.info.name!r}: {shape} {self.frames.dtype}, frames {self.indices[0]} to "
-            f"{self.indices[-1]} of {self.info.num_frames}{replaced})"
-        )
 
 
 def probe(

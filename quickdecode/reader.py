@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from .decode.kept import Decoders
+from .decoded import DecodedVideo
 from .errors import RequestError
 from .index.media import VideoInfo
 from .index.packets import Way
 from .opening import Options, check_whole, checked_size, in_time, look, look_wholly, resolved_in_time
 from .plan.sample import Request
-from .read import DecodedVideo, read_media, requested
+from .read import read_media, requested
 from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .decode.block import Mismatch
 from .decode.fill import Order, fill
 from .decode.ring import Ring, ring_bytes
 from .decode.room import empty_frames
+from .decoded import FrameBlock
 from .errors import DecodeError, RequestError
 from .index.media import Media, VideoInfo
 from .index.packets import Way
@@ -24,26 +24,6 @@ from .source.limits import DEFAULT_LIMITS, Limits
 from .source.source import VideoSource
 from .threads.cores import shared_cores
 from .threads.pool import Crew
-
-
-@dataclass(frozen=True, repr=False)
-class FrameBlock:
-    """Consecutive frames of a stream."""
-
-    frames: torch.Tensor
-    """(t, 3, H, W) uint8, RGB."""
-    indices: list[int]
-    """(t,) number of each frame in a sequential decode of the file."""
-    timestamps: list[float]
-    """(t,) start of each frame in seconds after the start of the first frame of the file."""
-    replaced: dict[int, int] = field(default_factory=dict)
-    """With on_error="nearest": frames that were asked for but cannot be had -> the frame given instead."""
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __repr__(self) -> str:
-        return f"FrameBlock({len(self)} frames, {self.indices[0]} to {self.indices[-1]})"
 
 
 class VideoStream:

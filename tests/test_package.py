@@ -26,6 +26,7 @@ ROOMS = {
         "index",
         "plan",
         "decode",
+        "decoded",
         "opening",
         "read",
         "stream",

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from ..decoded import DecodedVideo
 from ..index.media import Media
 from ..opening import Options
-from ..read import Choice, DecodedVideo, read_chosen
+from ..read import Choice, read_chosen
 from ..source.source import VideoSource
 from ..stream import Reading, VideoStream
 from .rows import Piece

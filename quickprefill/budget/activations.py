@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.prompt.spans import Grid
 
 __all__ = ["feature_bytes", "layer_bytes", "question_bytes", "stored_only_bytes", "tower_bytes"]

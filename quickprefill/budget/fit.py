@@ -11,7 +11,7 @@ import torch
 from quickprefill.budget.plan import Plan, plan_row
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import MemoryBudgetError
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.prompt.spans import VideoSpan
 
 __all__ = ["ENOUGH_TOKENS", "fitted", "free_bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 
 __all__ = ["layer_flops", "store_flops", "vision_flops"]
 

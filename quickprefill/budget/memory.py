@@ -19,7 +19,7 @@ from quickprefill.budget.schedule import Band, Schedule
 from quickprefill.budget.states import state_layer_bytes
 from quickprefill.cache.storage import keeps_storage
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.prompt.spans import Grid
 
 __all__ = ["Memory"]

@@ -17,7 +17,7 @@ from quickprefill.budget.memory import Memory
 from quickprefill.budget.schedule import Band, Passing, Schedule, bands, passing_groups, tail_left
 from quickprefill.budget.states import state_layer_flops
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.prompt.spans import Group, VideoSpan
 
 __all__ = ["Plan", "plan_row"]

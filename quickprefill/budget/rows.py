@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from quickprefill.budget.plan import Plan
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 
 __all__ = ["batch_bytes"]
 

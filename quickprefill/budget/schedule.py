@@ -10,7 +10,7 @@ from quickprefill.budget.flops import layer_flops, store_flops
 from quickprefill.budget.groups import expected_entering, group_slices
 from quickprefill.budget.states import state_layer_flops
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.prompt.spans import Group, VideoSpan
 
 __all__ = ["Band", "Passing", "Schedule", "bands", "passing_groups", "tail_left"]

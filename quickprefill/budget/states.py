@@ -5,7 +5,7 @@ As the reference in transformers computes it, in chunks of 64 tokens; a kernel o
 
 from __future__ import annotations
 
-from quickprefill.hosts.base import Geometry
+from quickprefill.hosts.geometry import Geometry
 
 __all__ = ["state_layer_bytes", "state_layer_flops"]
 

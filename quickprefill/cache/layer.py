@@ -223,25 +223,20 @@ class PrunedLayer(DynamicLayer):
         self.logical_length = self.croppable_from = self.prefill_logical_length = 0
         self.prefill_mask = None
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Take the rows `beam_idx` of the batch, as beam search does."""
-        self._select_rows(beam_idx)
-
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` of the batch."""
-        self._select_rows(indices)
+        if self._storage is not None:
+            self._storage.select_rows(indices)
+        if self.prefill_mask is not None:
+            self.prefill_mask = self.prefill_mask[indices.to(self.prefill_mask.device)]
+
+    reorder_cache = batch_select_indices  # as beam search asks for it
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row of the batch."""
         if self._storage is not None:
             rows = torch.arange(self.keys.shape[0], device=self.keys.device)
-            self._select_rows(rows.repeat_interleave(repeats))
-
-    def _select_rows(self, rows: torch.Tensor) -> None:
-        if self._storage is not None:
-            self._storage.select_rows(rows)
-        if self.prefill_mask is not None:
-            self.prefill_mask = self.prefill_mask[rows.to(self.prefill_mask.device)]
+            self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
 def stored_tokens(layer: Any) -> int:

@@ -12,8 +12,8 @@ import torch
 from quickprefill.attention.interface import host_implementation
 from quickprefill.errors import InputError, UnsupportedModelError
 from quickprefill.hosts import versions
-from quickprefill.hosts.base import Geometry
 from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.hosts.transformers import TransformersHost
 from quickprefill.prompt.pending import Encode, PendingVideo
 from quickprefill.prompt.spans import Grid

@@ -10,8 +10,8 @@ import torch
 
 from quickprefill.attention.interface import host_implementation
 from quickprefill.hosts import versions
-from quickprefill.hosts.base import Geometry
 from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.hosts.qwen_vision import Layout, pending_videos, tower_layout
 from quickprefill.hosts.transformers import TransformersHost
 from quickprefill.prompt.pending import PendingVideo

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from quickprefill.hosts.base import Geometry, StateLayers
+from quickprefill.hosts.geometry import Geometry, StateLayers
 from quickprefill.hosts.qwen import QwenHost
 
 __all__ = ["Qwen3_5", "Qwen3_5_MoE"]

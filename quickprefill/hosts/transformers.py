@@ -19,13 +19,11 @@ from quickprefill.errors import UnsupportedModelError
 from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.devices import execution_device
+from quickprefill.hosts.refusals import odd_layers, tensor_parallel
 from quickprefill.hosts.rows import split_rows
 from quickprefill.prompt.pending import PendingVideo
 
 __all__ = ["TransformersHost"]
-
-_PASSABLE = ("DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer")
-"""Kinds of cache layers that a prefill can work with; the first are pruned, the others stay the host's."""
 
 
 class TransformersHost(Host):
@@ -84,7 +82,7 @@ class TransformersHost(Host):
         if isinstance(head, type):
             return
         core = self.core(head)
-        reason = _tensor_parallel(head) or _odd_layers(self.new_layers(core))
+        reason = tensor_parallel(head) or odd_layers(self.new_layers(core))
         if reason is not None:
             raise UnsupportedModelError(f"{type(head).__name__}: {reason}")
 
@@ -126,7 +124,7 @@ class TransformersHost(Host):
         implementation = host_implementation(self.attention_config(core))
         if implementation not in ("eager", "sdpa") and not flash_is_requested(self.attention_config(core)):
             return f"the attention implementation is {implementation!r}; supported are eager, sdpa and flash kernels"
-        return _tensor_parallel(core) or _odd_layers(self.new_layers(core))
+        return tensor_parallel(core) or odd_layers(self.new_layers(core))
 
     # What the prompt is
 
@@ -245,22 +243,3 @@ class TransformersHost(Host):
     def output(self, core: Any, hidden: torch.Tensor, cache: Any) -> Any:
         values = {"last_hidden_state": hidden, versions.CACHE: cache, "rope_deltas": getattr(core, "rope_deltas", None)}
         return versions.core_output(versions.module_of(self.module_name), self.core_name, **values)
-
-
-def _tensor_parallel(model: Any) -> str | None:
-    """Why a model that is split over devices within its layers cannot be pruned."""
-    devices = getattr(model, "_tp_size", None) or getattr(model.config, "_tp_size", None) or 1
-    if devices == 1:
-        return None
-    return (
-        f"it is split over {devices} devices by tensor parallelism, where each would keep other tokens; load it with "
-        'device_map="auto" or on one device'
-    )
-
-
-def _odd_layers(layers: list[Any]) -> str | None:
-    """Why a cache of such layers cannot be worked with."""
-    odd = sorted({type(layer).__name__ for layer in layers} - set(_PASSABLE))
-    if not odd:
-        return None
-    return f"its cache has {', '.join(odd)}; layers that a prefill can pass are {' and '.join(_PASSABLE)}"

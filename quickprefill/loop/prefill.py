@@ -17,7 +17,8 @@ from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
 from quickprefill.hosts import versions
-from quickprefill.hosts.base import Geometry, Host, Row
+from quickprefill.hosts.base import Host, Row
+from quickprefill.hosts.geometry import Geometry
 from quickprefill.loop.collect import Collector, wanted_columns
 from quickprefill.loop.encode import Encoder, Entering
 from quickprefill.loop.layers import Decoder

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
 from quickprefill.errors import InputError
 from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.streamed import StreamedPixels
 from quickprefill.prompt.upload import Upload
 
-__all__ = ["Encode", "PendingVideo", "PendingVideos", "StreamedPixels"]
+__all__ = ["Encode", "PendingVideo", "PendingVideos"]
 
 Encode = Callable[[torch.Tensor, int], torch.Tensor]
 """(pixel rows, number of slices) -> (N, C) features on the model's device."""
-
-
-@runtime_checkable
-class StreamedPixels(Protocol):
-    """What a pixel tensor has beyond torch.Tensor if its rows are still being read: all that a reader must offer.
-
-    It is a tensor of known shape whose rows are made when they are asked for. Moving and casting it, torch.cat,
-    torch.split and slices of whole rows must not make them, since they happen on the way here.
-    """
-
-    def rows(self, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
-        """Rows [start, stop) as a real tensor, on `device`; asked for in ascending order, but for a new start at 0."""
-
-    def same_rows(self, other: object) -> bool:
-        """Whether `other` is known to hold the same values, without making them."""
-
-    def close(self) -> None:
-        """Stop whatever makes the rows, until more of them are asked for."""
 
 
 class _Pending(torch.Tensor):
