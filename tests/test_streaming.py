@@ -259,7 +259,8 @@ def test_a_size_that_the_reader_cannot_settle_is_read_at_once(processor, talk):
     assert videos[0].shape[2] * videos[0].shape[3] >= 784
 
 
-def test_an_error_while_decoding_reaches_the_caller_of_generate(processor, model, make_clip, tmp_path):
+@pytest.mark.parametrize("host", ["qwen_vl_utils", "transformers"])
+def test_an_error_while_decoding_reaches_the_caller_of_generate(processor, model, make_clip, tmp_path, host):
     content = bytearray(make_clip("sound.mp4", frames=80, options={"bf": "0"}).read_bytes())
     with av.open(str(make_clip("sound.mp4"))) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -268,7 +269,12 @@ def test_an_error_while_decoding_reaches_the_caller_of_generate(processor, model
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
     quickdecode.register(stream=True)
-    inputs = make_inputs(processor, conversation(path, fps=30.0))
+    if host == "transformers":
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        talk = conversation(path)
+        inputs = processor.apply_chat_template(talk, processor_kwargs={"fps": 30.0}, **options)
+    else:
+        inputs = make_inputs(processor, conversation(path, fps=30.0))
     with quickprefill.patched(model, **HALF):
         for _ in range(2):
             with pytest.raises(quickdecode.DecodeError, match=r"broken\.mp4: .* frames 48 to 59"):

@@ -126,12 +126,13 @@ def read(host: Any, element: Element, *, stream: bool = False, resize: str = "an
 
 def _read(host: Any, element: Element, stream: bool, resize: str) -> Answer:
     total, sample_fps = 0, 0.0
+    factor = _image_factor.get()  # of this call: the frames of a stream may be chosen again after it
 
     def choose(media: Media) -> Choice:
         nonlocal total, sample_fps
         wanted, total = _frame_indices(host, element, media)
         sample_fps = len(wanted) / max(total, 1e-6) * media.info.fps
-        return wanted, _target_size(host, element, media, len(wanted))
+        return wanted, _target_size(host, element, media, len(wanted), factor)
 
     # fetch_video resizes what is not of its size, and would wait for every frame to do so.
     video = read_or_stream(_source(element["video"]), choose, Options.of(resize=resize), stream=stream, resized=True)
@@ -159,9 +160,10 @@ def _frame_indices(host: Any, element: Element, media: Media) -> tuple[list[int]
     return indices, int(total)
 
 
-def _target_size(host: Any, element: Element, media: Media, num_frames: int) -> tuple[int, int] | None:
+def _target_size(
+    host: Any, element: Element, media: Media, num_frames: int, factor: int | None
+) -> tuple[int, int] | None:
     """The size that fetch_video will resize to; None (the file's own) unless that resize is sure to be a no-op."""
-    factor = _image_factor.get()
     if factor is None:
         return None
     if "resized_height" in element and "resized_width" in element:

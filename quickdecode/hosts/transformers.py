@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ def read_video_quickdecode(
     utils, _ = _modules()
     metadata: Any = None
     how = None if resize != "fast" and target.resizes_elsewhere() else target.interpolation()
+    calling = copy_context()  # the frames of a stream may be chosen again after this call
 
     def choose(media: Media) -> Choice:
         nonlocal metadata
@@ -96,7 +98,9 @@ def read_video_quickdecode(
         )
         metadata.frames_indices = sample_indices_fn(metadata=metadata, **options)
         indices = [int(index) for index in metadata.frames_indices]
-        return indices, None if how is None else target.target_size(len(indices), info.height, info.width, how)
+        if how is None:
+            return indices, None
+        return indices, calling.run(target.target_size, len(indices), info.height, info.width, how)
 
     # Its own resize is torchvision's second one, so that is what "exact" means here.
     ours = "fast" if resize == "fast" else "antialiased"
