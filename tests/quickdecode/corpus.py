@@ -172,10 +172,11 @@ CORPUS: dict[str, Kind] = {**CODECS, **INTRA, **GROUPS, **TIMES, **PICTURES}
 
 
 def build(folder: Path, name: str) -> Path:
-    """The clip `name` in `folder`, made if it is not there yet."""
-    path, kind = folder / name, CORPUS[name]
+    """The clip `name` below `folder`, made if it is not there yet."""
+    path, kind = folder / "corpus" / name, CORPUS[name]
     if path.exists():
         return path
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_name("partial-" + name)
     if kind.write is not None:
         kind.write(partial)
