@@ -29,8 +29,8 @@ NEIGHBOURS = 20
 
 MANY = """
 import sys, json, numpy as np
-sys.path[:0] = {paths!r}
-from decode_readers import READERS
+sys.path.insert(0, {root!r})
+from examples.benchmarks.decode_readers import READERS
 read = READERS[{reader!r}]
 for path, indices in json.load(sys.stdin):
     try:
@@ -71,7 +71,7 @@ def _read_all(reader: str, wishes: list[tuple[str, list[int]]]) -> list[str]:
     """One process reads clip after clip; one that hangs or dies is replaced and goes on with the next clip."""
     answers: list[str] = []
     while len(answers) < len(wishes):
-        program = MANY.format(paths=[str(ROOT), str(Path(__file__).parent)], reader=reader)
+        program = MANY.format(root=str(ROOT), reader=reader)
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -121,6 +121,32 @@ def _right(frame: np.ndarray, index: int, truth: list[Any], numbered: bool) -> b
     return distance[index] <= min(distance.values()) + 1e-9
 
 
-def dump(rows: list[dict[str, Any]], path: Path) -> None:
-    """Store the rows as JSON."""
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+def write_check(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON and a Markdown table of wrong frames."""
+    (folder / "decode_check.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "decode_check.md").write_text(_check_table(rows))
+
+
+def _check_table(rows: list[dict[str, Any]]) -> str:
+    readers = list(rows[0]["wrong"])
+    lines = [
+        "# Wrong frames",
+        "",
+        "Of up to 48 evenly spaced frames per clip, how many are not the frames of a sequential decode; words are the",
+        "error that the reader ended in. `python examples/benchmarks/decode.py --check` repeats this.",
+        "",
+        "| clip | " + " | ".join(readers) + " |",
+        "|---" * (len(readers) + 1) + "|",
+    ]
+    for row in rows:
+        cells = [_check_cell(row["wrong"][reader], row["frames"]) for reader in readers]
+        lines.append(f"| {row['clip']} | " + " | ".join(cells) + " |")
+    perfect = [str(sum(row["wrong"][reader] == 0 for row in rows)) for reader in readers]
+    lines.append(f"| **clips without a fault, of {len(rows)}** | " + " | ".join(perfect) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _check_cell(wrong: int | str, frames: int) -> str:
+    if isinstance(wrong, str):
+        return "hangs" if wrong.startswith("hangs") else "error"
+    return "0" if wrong == 0 else f"**{wrong}/{frames}**"

@@ -1,4 +1,4 @@
-"""The videos that decode.py measures on: camera-like scenes with cuts, pans and grain, encoded with PyAV."""
+"""The videos that decode.py measures on, encoded with PyAV from what decode_camera.py shoots."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import av
 import numpy as np
 
-FPS = 30
+from examples.benchmarks.decode_camera import FPS, Camera
+
+X264 = {"codec": "libx264", "options": {"preset": "medium", "crf": "23"}}
+PHONE_TICKS = 3000  # of 1/90000 s: a thirtieth, which phones keep to on average only
 FILES: dict[str, dict[str, Any]] = {
-    "h264_720p_2m.mp4": {"size": (720, 1280), "codec": "libx264", "options": {"preset": "medium", "crf": "23"}},
-    "h264_360p_2m.mp4": {"size": (360, 640), "codec": "libx264", "options": {"preset": "medium", "crf": "23"}},
+    "h264_720p_2m.mp4": {"size": (720, 1280), **X264},
+    "h264_360p_2m.mp4": {"size": (360, 640), **X264},
     "h264_360p_60m.mp4": {"repeat": "h264_360p_2m.mp4", "times": 30},
     "hevc_360p_2m.mp4": {
         "size": (360, 640),
@@ -25,12 +28,40 @@ FILES: dict[str, dict[str, Any]] = {
         "options": {"crf": "33", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"},
     },
     "av1_360p_2m.mp4": {"size": (360, 640), "codec": "libsvtav1", "options": {"preset": "9", "crf": "35"}},
+    "h264_360p_10s.mp4": {"size": (360, 640), "seconds": 10, **X264},
+    "h264_1080p_10s.mp4": {"size": (1080, 1920), "seconds": 10, **X264},
+    "phone_vfr_1080p_30s.mp4": {"size": (1080, 1920), "seconds": 30, "uneven": True, **X264},
+    "h264_360p_2m.mkv": {"repeat": "h264_360p_2m.mp4", "times": 1},
+    "h264_360p_60m.mkv": {"repeat": "h264_360p_2m.mp4", "times": 30},
+    "hevc_2160p_10s.mp4": {
+        "size": (2160, 3840),
+        "seconds": 10,
+        "codec": "libx265",
+        "options": {"preset": "veryfast", "x265-params": "log-level=none:crf=28"},
+    },
+    "prores_720p_10s.mov": {
+        "size": (720, 1280),
+        "seconds": 10,
+        "codec": "prores_ks",
+        "options": {"profile": "2"},
+        "pixels": "yuv422p10le",
+    },
+    "mjpeg_360p_30s.mov": {"size": (360, 640), "seconds": 30, "codec": "mjpeg", "options": {}, "pixels": "yuvj420p"},
+    "vp8_360p_30s.webm": {
+        "size": (360, 640),
+        "seconds": 30,
+        "codec": "libvpx",
+        "options": {"b": "1M", "deadline": "good", "cpu-used": "4"},
+    },
+    "mpeg4_360p_30s.avi": {"size": (360, 640), "seconds": 30, "codec": "mpeg4", "options": {"b": "1M", "bf": "2"}},
+    "mpeg2_360p_30s.ts": {"size": (360, 640), "seconds": 30, "codec": "mpeg2video", "options": {"b": "2M", "bf": "2"}},
+    "wmv2_360p_30s.wmv": {"size": (360, 640), "seconds": 30, "codec": "wmv2", "options": {"b": "1M"}},
 }
 
 
-def make(folder: Path, name: str, seconds: int = 120) -> Path:
-    """The file `name` of FILES in `folder`, encoded if it is not there yet."""
-    path, kind = folder / name, FILES[name]
+def make(folder: Path, name: str, seconds: int | None = None) -> Path:
+    """The file `name` of FILES in `folder`, encoded if it is not there yet; `seconds`: of another length."""
+    path, kind = folder / name, dict(FILES[name])
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,74 +69,42 @@ def make(folder: Path, name: str, seconds: int = 120) -> Path:
     if "repeat" in kind:
         _repeat(make(folder, kind["repeat"], seconds), partial, kind["times"])
     else:
-        _encode(partial, seconds=seconds, **kind)
+        usual = kind.pop("seconds", 120)
+        _encode(partial, seconds=seconds or usual, **kind)
     return partial.rename(path)
 
 
-def _encode(path: Path, *, seconds: int, size: tuple[int, int], codec: str, options: dict[str, str]) -> None:
+def _encode(
+    path: Path,
+    *,
+    seconds: int,
+    size: tuple[int, int],
+    codec: str,
+    options: dict[str, str],
+    pixels: str = "yuv420p",
+    uneven: bool = False,
+) -> None:
     height, width = size
-    camera = _Camera(height, width)
+    camera = Camera(height, width)
+    times = _phone_times(seconds * FPS) if uneven else range(seconds * FPS)
+    unit = Fraction(1, FPS * PHONE_TICKS) if uneven else Fraction(1, FPS)
     with av.open(str(path), "w") as output:
         stream: Any = output.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", options
-        for number in range(seconds * FPS):
+        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, pixels, options
+        stream.codec_context.time_base = unit
+        for number, pts in enumerate(times):
             frame = av.VideoFrame.from_ndarray(camera.shoot(number), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            frame.pts, frame.time_base = pts, unit
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
 
 
-class _Camera:
-    """Pans over a new random landscape every one to nine seconds, with moving discs and film grain."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self._random = np.random.default_rng(7)
-        self._height, self._width = height, width
-        self._grain = self._random.normal(0, 3, (8, height, width, 1)).astype(np.int16)
-        self._cut(0)
-
-    def _cut(self, number: int) -> None:
-        random, height, width = self._random, self._height, self._width
-        self._begin, self._end = number, number + int(random.integers(FPS, 9 * FPS))
-        scene = np.zeros((height * 2, width * 2, 3), np.float32)
-        for octave in (8, 16, 48, 160):
-            coarse = random.normal(0, 300 / octave**0.5, (octave * 9 // 16 + 1, octave + 1, 3)).astype(np.float32)
-            scene += _enlarged(coarse, height * 2, width * 2)
-        self._scene = (scene + 128).clip(0, 255).astype(np.int16)
-        self._pan = random.uniform(-3, 3, 2)
-        self._discs = random.uniform(0, 1, (4, 8))
-
-    def shoot(self, number: int) -> np.ndarray:
-        """Frame `number`, (H, W, 3) uint8."""
-        if number >= self._end:
-            self._cut(number)
-        age = number - self._begin
-        top = int(self._height / 2 + self._pan[0] * age) % self._height
-        left = int(self._width / 2 + self._pan[1] * age) % self._width
-        picture = self._scene[top : top + self._height, left : left + self._width].copy()
-        for x, y, dx, dy, radius, *colour in self._discs:
-            self._disc(picture, x + (dx - 0.5) * age / 60, y + (dy - 0.5) * age / 60, radius, colour)
-        return (picture + self._grain[number % 8]).clip(0, 255).astype(np.uint8)
-
-    def _disc(self, picture: np.ndarray, x: float, y: float, size: float, colour: list[float]) -> None:
-        radius = int((0.03 + size * 0.1) * self._height)
-        row, column = int(y % 1 * self._height), int(x % 1 * self._width)
-        part = picture[max(row - radius, 0) : row + radius, max(column - radius, 0) : column + radius]
-        inside = np.add.outer(
-            (np.arange(part.shape[0]) - part.shape[0] / 2) ** 2, (np.arange(part.shape[1]) - part.shape[1] / 2) ** 2
-        )
-        part[inside < radius * radius] = (np.array(colour) * 255).astype(np.int16)
-
-
-def _enlarged(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear enlargement."""
-    rows = np.linspace(0, picture.shape[0] - 1.001, height)
-    columns = np.linspace(0, picture.shape[1] - 1.001, width)
-    r, c = rows.astype(int), columns.astype(int)
-    fr, fc = (rows - r)[:, None, None].astype(np.float32), (columns - c)[None, :, None].astype(np.float32)
-    above = picture[r][:, c] * (1 - fc) + picture[r][:, c + 1] * fc
-    below = picture[r + 1][:, c] * (1 - fc) + picture[r + 1][:, c + 1] * fc
-    return above * (1 - fr) + below * fr
+def _phone_times(count: int) -> list[int]:
+    """A thirtieth of a second apart, give or take a few milliseconds; in the dark, every third scene, twice as far."""
+    random = np.random.default_rng(5)
+    dark = np.arange(count) // (4 * FPS) % 3 == 2
+    steps = PHONE_TICKS * (1 + dark) + random.integers(-300, 301, count)
+    return [int(time) for time in np.cumsum(steps) - steps[0]]
 
 
 def _repeat(source: Path, target: Path, times: int) -> None:

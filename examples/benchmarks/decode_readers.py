@@ -5,6 +5,8 @@ A reader is `READERS[name](path) -> read(indices, size) -> sequence of frames`, 
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -44,15 +46,18 @@ def torchcodec(seek_mode: str, threads: int) -> Callable[[str], Read]:
     return reader
 
 
-def decord(path: str) -> Read:
-    import decord as library
+def decord2(threads: int) -> Callable[[str], Read]:
+    def reader(path: str) -> Read:
+        import decord
 
-    def read(indices: Sequence[int], size: tuple[int, int] | None) -> Any:
-        shape = {} if size is None else {"height": size[0], "width": size[1]}
-        batch = library.VideoReader(path, **shape).get_batch(list(indices)).asnumpy()
-        return batch.transpose(0, 3, 1, 2)
+        def read(indices: Sequence[int], size: tuple[int, int] | None) -> Any:
+            shape = {} if size is None else {"height": size[0], "width": size[1]}
+            batch = decord.VideoReader(path, num_threads=threads, **shape).get_batch(list(indices)).asnumpy()
+            return batch.transpose(0, 3, 1, 2)
 
-    return read
+        return read
+
+    return reader
 
 
 def deepcodec(path: str) -> Read:
@@ -115,13 +120,20 @@ READERS: dict[str, Callable[[str], Read]] = {
     "torchcodec exact, 1 thread": torchcodec("exact", 1),
     "torchcodec exact, 2 threads": torchcodec("exact", 2),
     "torchcodec approximate, all threads": torchcodec("approximate", 0),
-    "decord": decord,
+    "decord2": decord2(0),
+    "decord2, 1 thread": decord2(1),
     "deepcodec": deepcodec,
     "opencv": opencv,
     "pyav": pyav,
 }
 
-MODULES = {"torchcodec": "torchcodec.decoders", "opencv": "cv2", "pyav": "av"}
+IMPORTS = {
+    "torchcodec": "from torchcodec.decoders import VideoDecoder",
+    "decord2": "import decord; assert int(decord.__version__.split('.')[0]) >= 3",  # decord 0.6 has the same name
+    "opencv": "import cv2",
+    "pyav": "import av",
+}
+PACKAGES = ("av", "decord2", "deepcodec", "opencv-python-headless", "torch", "torchcodec")
 
 
 def usable_readers(chosen: Sequence[str] | None) -> list[str]:
@@ -129,9 +141,20 @@ def usable_readers(chosen: Sequence[str] | None) -> list[str]:
     usable = []
     for name in chosen or READERS:
         library = name.split()[0].rstrip(",")
-        command = [sys.executable, "-c", f"import {MODULES.get(library, library)}"]
+        command = [sys.executable, "-c", IMPORTS.get(library, f"import {library}")]
         if subprocess.run(command, capture_output=True).returncode == 0:
             usable.append(name)
         else:
             print(f"left out: {name} (cannot be imported)", file=sys.stderr)
     return usable
+
+
+def versions() -> str:
+    """Of the packages that read, as far as they are installed; and of the FFmpeg that torchcodec found, if it runs."""
+    found = []
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    code = "import torchcodec; print(torchcodec.ffmpeg_major_version)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return ", ".join(found) + (f" with FFmpeg {done.stdout.strip()}" if done.returncode == 0 else "")

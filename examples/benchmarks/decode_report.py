@@ -7,9 +7,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from decode_check import dump
-
 Row = dict[str, Any]
+SOURCES = {"cached": "", "cold": ", cold cache", "http": ", by HTTP"}
+EXPLANATION = """\
+Medians; `python examples/benchmarks/decode.py` repeats them and says what a row is. Ratios are a peer's figure over
+quickdecode's: below 1 quickdecode loses. `CPU s` is the CPU time of all threads and children. `of limit` is the limit
+over quickdecode's wall time; in brackets, over its CPU time spread evenly over the cores, which other load on the
+machine disturbs less; decode.py says what the limit is. `MB read` came from the disk or over the link."""
 
 
 def write_speed(stored: Path) -> None:
@@ -19,16 +23,24 @@ def write_speed(stored: Path) -> None:
     _plot(measured, stored.with_suffix(".png"))
 
 
-def write_check(folder: Path, rows: list[Row]) -> None:
-    """JSON and a Markdown table of wrong frames."""
-    dump(rows, folder / "decode_check.json")
-    (folder / "decode_check.md").write_text(_check_table(rows))
-
-
 def median(runs: list[Row], key: str) -> float | None:
-    """None if a run failed."""
-    values = [run[key] for run in runs if "error" not in run]
+    """None if a run failed, or if no run says."""
+    values = [run[key] for run in runs if key in run]
     return statistics.median(values) if values and len(values) == len(runs) else None
+
+
+def _medians(row: Row, key: str) -> dict[str, float]:
+    """Reader -> median, of those that did not fail."""
+    found = {name: median(runs, key) for name, runs in row["runs"].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _peers(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not name.startswith("quickdecode")}
+
+
+def _title(row: Row) -> str:
+    return f"{row['file']}, {row['sampling']}{SOURCES[row.get('source', 'cached')]}"
 
 
 def _speed_table(measured: Row) -> str:
@@ -37,12 +49,10 @@ def _speed_table(measured: Row) -> str:
         f"# Decode to {height} x {width} on {measured['cores']} cores",
         "",
         f"{measured['machine']}.",
-        "Medians; `python examples/benchmarks/decode.py` repeats them. The bold ratio is the fastest peer's wall time",
-        "over quickdecode's (below 1: quickdecode loses), the others are each peer's. `of limit` is the limit over",
-        "quickdecode's wall time; in brackets, over its CPU time spread evenly over the cores, which other load on the",
-        "machine disturbs less; decode.py says what the limit is. `CPU ratio` is the peer's CPU time over",
-        "quickdecode's.",
+        EXPLANATION,
         *([measured["note"]] if measured.get("note") else []),
+        "",
+        *_summary(measured["rows"]),
         "",
     ]
     for row in measured["rows"]:
@@ -50,67 +60,79 @@ def _speed_table(measured: Row) -> str:
     return "\n".join(lines)
 
 
-def _speed_rows(row: Row, cores: int) -> list[str]:
-    limit = row["limit"]
-    walls = {name: median(runs, "wall") for name, runs in row["runs"].items()}
-    peers = {name: wall for name, wall in walls.items() if wall is not None and not name.startswith("quickdecode")}
+def _summary(rows: list[Row]) -> list[str]:
+    """A line for each row: quickdecode against the peer that is fastest, and against the one that computes least."""
     lines = [
-        f"## {row['file']}, {row['sampling']}",
+        "| file, frames | quickdecode s | CPU s | fastest peer | its s | ratio "
+        "| thriftiest peer | its CPU s | CPU ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lost: dict[str, list[str]] = {"wall": [], "cpu": []}
+    for row in rows:
+        cells = [_title(row)]
+        ours = {key: _medians(row, key).get("quickdecode") for key in lost}
+        cells += ["" if value is None else f"{value:.3g}" for value in ours.values()]
+        for key, value in ours.items():
+            peers = _peers(_medians(row, key))
+            if value is None or not peers:
+                cells += ["", "", ""]
+                continue
+            best = min(peers, key=peers.__getitem__)
+            ratio = peers[best] / value
+            cells += [best, f"{peers[best]:.3g}", f"**{ratio:.2f}**" + (" (loss)" if ratio < 1 else "")]
+            if ratio < 1:
+                lost[key].append(_title(row))
+        lines.append(f"| {' | '.join(cells)} |")
+    counts = " and ".join(
+        f"in {len(titles)} by {what}" for titles, what in zip(lost.values(), ("wall time", "CPU time"), strict=True)
+    )
+    return [*lines, "", f"Of these {len(rows)} rows quickdecode loses {counts} to the best peer of the row."]
+
+
+def _speed_rows(row: Row, cores: int) -> list[str]:
+    limit, peers = row["limit"], _peers(_medians(row, "wall"))
+    facts = []
+    if limit:
+        facts.append(
+            f"Must be decoded: {limit['frames']} of {limit['of']} frames; limit {limit['seconds']:.2f} s. Decoders on "
+            f"all cores at once ran at {limit['together']:.0%} of the speed of one alone."
+        )
+    if peers:
+        facts.append(f"Fastest peer: {min(peers, key=peers.__getitem__)}.")
+    if row.get("commit"):
+        facts.append(f"Commit {row['commit']}, {max(len(runs) for runs in row['runs'].values())} turns.")
+    lines = [
+        f"## {_title(row)}",
         "",
-        f"Must be decoded: {limit['frames']} of {limit['of']} frames; limit {limit['seconds']:.2f} s. Decoders on all "
-        f"cores at once ran at {limit['together']:.0%} of the speed of one alone."
-        + (f" Fastest peer: {min(peers, key=peers.__getitem__)}." if peers else ""),
+        " ".join(facts),
         "",
-        "| reader | wall s | min to max | CPU s | peak MB over imports | ratio | CPU ratio | of limit |",
-        "|---|---|---|---|---|---|---|---|",
+        "| reader | wall s | min to max | CPU s | peak MB over imports | MB read | ratio | CPU ratio | of limit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in row["runs"].items():
-        lines.append(_speed_line(name, runs, row["runs"].get("quickdecode", []), peers, limit["seconds"], cores))
+        lines.append(_speed_line(name, runs, row["runs"].get("quickdecode", []), peers, limit, cores))
     if "first" in (stream := row.get("stream", {})):
         first, last = stream["first"], stream["last"]
         lines += ["", f"Streamed, the first 16 frames come after {first:.2f} s, {first / last:.1%} of {last:.2f} s."]
     return lines
 
 
-def _speed_line(name: str, runs: list[Row], ours: list[Row], peers: dict[str, float], limit: float, cores: int) -> str:
+def _speed_line(
+    name: str, runs: list[Row], ours: list[Row], peers: dict[str, float], limit: Row | None, cores: int
+) -> str:
     wall, cpu, peak = median(runs, "wall"), median(runs, "cpu"), median(runs, "peak_mb")
     if wall is None or cpu is None or peak is None:
-        return f"| {name} | failed: {runs[-1].get('error', '')} | | | | | | |"
+        return f"| {name} | failed: {runs[-1].get('error', '') if runs else 'not run'} | | | | | | | |"
     walls = [run["wall"] for run in runs]
-    our_wall, our_cpu = median(ours, "wall"), median(ours, "cpu")
+    our_wall, our_cpu, read = median(ours, "wall"), median(ours, "cpu"), median(runs, "read_mb")
     ratio = cpu_ratio = share = ""
     if name == "quickdecode":
         ratio = f"**{min(peers.values()) / wall:.2f}**" if peers else ""
-        share = f"{limit / wall:.0%} ({limit * cores / cpu:.0%})"
+        share = f"{limit['seconds'] / wall:.0%} ({limit['seconds'] * cores / cpu:.0%})" if limit and cpu else ""
     elif our_wall and our_cpu and not name.startswith("quickdecode"):
         ratio, cpu_ratio = f"{wall / our_wall:.2f}", f"{cpu / our_cpu:.2f}"
-    cells = [name, f"{wall:.2f}", f"{min(walls):.2f} to {max(walls):.2f}", f"{cpu:.1f}", f"{peak:.0f}"]
-    return f"| {' | '.join([*cells, ratio, cpu_ratio, share])} |"
-
-
-def _check_table(rows: list[Row]) -> str:
-    readers = list(rows[0]["wrong"])
-    lines = [
-        "# Wrong frames",
-        "",
-        "Of up to 48 evenly spaced frames per clip, how many are not the frames of a sequential decode; words are the",
-        "error that the reader ended in. `python examples/benchmarks/decode.py --check` repeats this.",
-        "",
-        "| clip | " + " | ".join(readers) + " |",
-        "|---" * (len(readers) + 1) + "|",
-    ]
-    for row in rows:
-        cells = [_check_cell(row["wrong"][reader], row["frames"]) for reader in readers]
-        lines.append(f"| {row['clip']} | " + " | ".join(cells) + " |")
-    perfect = [str(sum(row["wrong"][reader] == 0 for row in rows)) for reader in readers]
-    lines.append(f"| **clips without a fault, of {len(rows)}** | " + " | ".join(perfect) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _check_cell(wrong: int | str, frames: int) -> str:
-    if isinstance(wrong, str):
-        return "hangs" if wrong.startswith("hangs") else "error"
-    return "0" if wrong == 0 else f"**{wrong}/{frames}**"
+    cells = [name, f"{wall:.3g}", f"{min(walls):.3g} to {max(walls):.3g}", f"{cpu:.3g}", f"{peak:.0f}"]
+    return f"| {' | '.join([*cells, '' if read is None else f'{read:.1f}', ratio, cpu_ratio, share])} |"
 
 
 def _plot(measured: Row, path: Path) -> None:
@@ -126,10 +148,11 @@ def _plot(measured: Row, path: Path) -> None:
         shown = [(name, median(row["runs"].get(name, []), "wall")) for name in reversed(readers)]
         values = [wall or 0.0 for _, wall in shown]
         colours = ["tab:blue" if name.startswith("quickdecode") else "0.7" for name, _ in shown]
-        labels = [f"{wall:.2f}" if wall is not None else "failed or not run" for _, wall in shown]
+        labels = [f"{wall:.3g}" if wall is not None else "failed or not run" for _, wall in shown]
         axis.bar_label(axis.barh([name for name, _ in shown], values, color=colours), labels, fontsize=7, padding=2)
-        axis.axvline(row["limit"]["seconds"], color="tab:red", linewidth=1)
-        axis.set_title(f"{row['file']}, {row['sampling']}: seconds (red: the limit)", fontsize=8)
+        if row["limit"]:
+            axis.axvline(row["limit"]["seconds"], color="tab:red", linewidth=1)
+        axis.set_title(f"{_title(row)}: seconds" + (" (red: the limit)" if row["limit"] else ""), fontsize=8)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
