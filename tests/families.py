@@ -13,7 +13,20 @@ import quickprefill
 from quickprefill.hosts import versions
 from quickprefill.prompt.spans import Grid
 from tests import frame_families
-from tests.tiny import FIRST_WORD, IMAGE, MERGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip, lay_out, tiny_model
+from tests.tiny import (
+    FIRST_WORD,
+    IMAGE,
+    MERGE,
+    PAD,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    VOCAB,
+    Clip,
+    lay_out,
+    rope,
+    tiny_model,
+)
 
 TEXT = {
     "vocab_size": VOCAB,
@@ -23,7 +36,7 @@ TEXT = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [1, 1, 2]},
+    **rope(1, 1, 2),
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": PAD,
@@ -186,7 +199,7 @@ GLM_TEXT = {
     **TEXT,
     "hidden_size": 64,
     "num_attention_heads": 4,
-    "rope_parameters": {**TEXT["rope_parameters"], "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5},
+    **rope(1, 1, 2, partial_rotary_factor=0.5),
 }
 GLM_VISION = {
     "depth": 2,

@@ -8,7 +8,7 @@ import torch
 
 import quickprefill
 from quickprefill.policies import KeyNorm, PruneVid
-from tests.tiny import Clip, make_inputs, prompt, tiny_model
+from tests.tiny import Clip, make_inputs, prompt, rope, tiny_model
 
 pytestmark = pytest.mark.gpu
 
@@ -61,7 +61,7 @@ def test_flash_attention_stays_within_the_spread_of_two_stock_backends():
     if importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed")
     options = {"dtype": torch.bfloat16, "hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2}
-    options["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    options |= rope(4, 6, 6)
     inputs = to_gpu(make_inputs(*PROMPTS))
     flash = tiny_model("flash_attention_2", **options).cuda()
     stock = logits(flash, inputs)

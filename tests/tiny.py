@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 # Token ids of the tiny vocabulary; the real ones are 151643 and up.
@@ -13,6 +15,24 @@ PAD, VISION_START, VISION_END, IMAGE, VIDEO, FIRST_WORD, VOCAB = 0, 1, 2, 3, 4, 
 
 PATCH, TEMPORAL_PATCH, MERGE = 4, 2, 2  # 14, 2, 2 in the real model
 PATCH_VALUES = 3 * TEMPORAL_PATCH * PATCH * PATCH
+
+TAKES_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters
+"""Whether the installed host is told which tokens are of which kind: since 5.3."""
+PER_COLUMN = ("input_ids", "attention_mask", *["mm_token_type_ids"] * TAKES_TYPES)
+"""Inputs with an entry for each column of a batch."""
+
+
+def token_types(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """mm_token_type_ids for ids, where the host takes them."""
+    return {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()} if TAKES_TYPES else {}
+
+
+def rope(*sections: int, **more: object) -> dict[str, object]:
+    """Fields of a text config for rotary positions with these (t, h, w) sections, as the installed release has them."""
+    rope_type = {"rope_type": "default", "mrope_section": list(sections), **more}
+    if transformers.__version__.startswith("4."):
+        return {"rope_scaling": {"type": "mrope", **rope_type}, "rope_theta": 1000000.0}
+    return {"rope_parameters": {"rope_theta": 1000000.0, **rope_type}}
 
 
 def tiny_model(
@@ -34,7 +54,7 @@ def tiny_model(
             "num_attention_heads": 6,  # 28
             "num_key_value_heads": 2,  # 4
             "max_position_embeddings": 4096,  # 128000
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [1, 1, 2]},
+            **rope(1, 1, 2),
             "bos_token_id": None,
             "eos_token_id": None,
             "pad_token_id": PAD,
@@ -64,6 +84,7 @@ def tiny_model(
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
+        model.lm_head.weight[[IMAGE, VIDEO]] = 0  # so that it hardly ever says a placeholder
     model.generation_config.pad_token_id = PAD
     return model
 
@@ -114,7 +135,7 @@ def lay_out(rows, pixels, grids) -> dict[str, torch.Tensor]:
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
-        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
+        **token_types(ids),
     }
     if pixels[True]:
         inputs["pixel_values"] = torch.cat(pixels[True])

@@ -17,6 +17,8 @@ from typing import Any
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from quickprefill.errors import UnsupportedModelError
+
 __all__ = ["flash_is_requested", "host_attention", "host_implementation", "host_mask", "in_place_of_hosts"]
 
 _OURS = "quickprefill"
@@ -42,7 +44,9 @@ def host_attention(implementation: str, module: Any) -> Callable[..., Any]:
     """The host's attention function for a module of its; "eager" is the one in the module's own file."""
     files = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
     own = next((found for file in files if (found := getattr(file, "eager_attention_forward", None)) is not None), None)
-    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, own)
+    function: Callable[..., Any] | None = own if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
+    if function is None:
+        raise UnsupportedModelError(f"{type(module).__name__} has no eager attention in its file; use sdpa")
     return function
 
 

@@ -15,6 +15,7 @@ open and cuts the triangle inside the group. With offset 0 a token would see the
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from quickprefill.cache.storage import Storage, keeps_storage
 from quickprefill.errors import CacheError
 
 __all__ = ["PrunedLayer", "stored_tokens"]
+
+_CROPS_TO_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
 
 
 class PrunedLayer(DynamicLayer):
@@ -197,11 +200,12 @@ class PrunedLayer(DynamicLayer):
             storage.resize(self.stored_length + room)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens (a number <= 0), as rejected candidates of assisted decoding are.
+        """Forget the last `-tokens_to_remove` tokens, as rejected candidates of assisted decoding are.
 
-        Raises:
-            CacheError: the number is positive, or reaches back into tokens that were pruned.
+        Up to transformers 5.14 a number above 0 is the length to leave; later, or among pruned tokens, a CacheError.
         """
+        if tokens_to_remove > 0 and _CROPS_TO_LENGTH:
+            tokens_to_remove = min(tokens_to_remove - self.logical_length, 0)
         count = -tokens_to_remove
         if count < 0:
             hint = "pass the number of tokens to remove as a negative integer"

@@ -68,12 +68,7 @@ class QwenHost(TransformersHost):
     def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
         ids, past, positions = call["input_ids"], versions.cache_of(call), call.get("position_ids")
         if positions is None:
-            named = {name: call.get(name) for name in _FOR_POSITIONS}
-            embeds = torch.empty(*ids.shape, 0, device=ids.device)
-            compute = core.compute_3d_position_ids
-            positions = compute(
-                **versions.known_arguments(compute, {**named, "inputs_embeds": embeds, versions.CACHE: past})
-            )
+            positions = versions.rope_positions(core, {name: call.get(name) for name in _FOR_POSITIONS}, past)
         if positions is None:
             start = 0 if past is None else past.get_seq_length()
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]

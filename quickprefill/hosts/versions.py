@@ -28,6 +28,7 @@ __all__ = [
     "new_cache",
     "numbered",
     "pooled",
+    "rope_positions",
     "stacked_features",
 ]
 
@@ -113,6 +114,27 @@ def stacked_features(output: Any) -> torch.Tensor:
 
 def _joined(items: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(tuple(items)) if len(items) > 1 else items[0]
+
+
+def rope_positions(core: Any, named: Mapping[str, Any], past: Any) -> torch.Tensor | None:
+    """The (3, B, S) positions that a bare forward() works out from input_ids, grids and mask; it notes rope_deltas.
+
+    Up to 5.1 forward() does so itself.
+    """
+    ids, found = named["input_ids"], None
+    compute = getattr(core, "compute_3d_position_ids", None)
+    start = 0 if past is None else past.get_seq_length()
+    if compute is not None:
+        embeds = torch.empty(*ids.shape, 0, device=ids.device)
+        found = compute(**known_arguments(compute, {**named, "inputs_embeds": embeds, CACHE: past}))
+    elif start and core.rope_deltas is not None:
+        behind = torch.arange(start, start + ids.shape[1], device=ids.device)
+        delta = core.rope_deltas.to(ids.device).repeat_interleave(len(ids) // len(core.rope_deltas), dim=0)
+        found = (behind + delta).expand(3, -1, -1)
+    else:
+        found, core.rope_deltas = core.get_rope_index(**known_arguments(core.get_rope_index, named))
+    positions: torch.Tensor | None = found
+    return positions
 
 
 def known_arguments(function: Callable[..., Any], call: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 
 from quickprefill.policies import Compressor
-from tests.tiny import tiny_model
+from tests.tiny import rope, tiny_model
 
 _SIZES = {
     "hidden_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 512,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [4, 6, 6]},
+    **rope(4, 6, 6),
 }
 _NARROW = {"hidden_size": 32, "intermediate_size": 85, "window_size": 64}
 _WIDE = {"hidden_size": 96, "intermediate_size": 256, "window_size": 64}

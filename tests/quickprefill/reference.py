@@ -87,6 +87,15 @@ class Row:
     alive: bool = True
 
 
+def sectioned(part, config):
+    """(B, n, D) cosines or sines; up to transformers 5.16 they come for t, h and w, whose sections are still to mix."""
+    if part.ndim == 3:
+        return part
+    rope = getattr(config, "rope_parameters", None) or config.rope_scaling
+    chunks = part.split(rope["mrope_section"] * 2, dim=-1)
+    return torch.cat([chunk[index % 3] for index, chunk in enumerate(chunks)], dim=-1)
+
+
 @dataclass
 class Dense:
     """Runs the reference for one prompt."""
@@ -110,7 +119,7 @@ class Dense:
         if embeds is None:
             features = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
             columns = [column for column, group in enumerate(groups) if group >= 0]
-            embeds = dict(zip(columns, torch.cat(tuple(features.pooler_output)), strict=True))
+            embeds = dict(zip(columns, torch.cat(tuple(getattr(features, "pooler_output", features))), strict=True))
         words = model.get_input_embeddings()(inputs["input_ids"])[0]
         self.rows, stretch = [], max(groups) + 1
         for column in reversed(range(len(ids))):
@@ -124,7 +133,7 @@ class Dense:
             if self.rules.question:
                 self.rows[at:at] = [Row(row.column, -1, group, copy=True, hidden=row.hidden) for row in tail]
         rotary = text.rotary_emb(words[None], positions)
-        self.rotary = [part[0] for part in rotary]
+        self.rotary = [sectioned(part, text.config)[0] for part in rotary]
         for index, layer in enumerate(text.layers):
             self.run_layer(index, layer, len(text.layers))
         output = torch.full((len(ids), model.config.get_text_config().vocab_size), float("nan"))

@@ -12,7 +12,7 @@ from quickprefill.policies import KeyNorm, KeyNormDistinct, KeyNormRandom, KeyWe
 from quickprefill.spread import LEAST, Spread
 from tests.families import FAMILIES, HYBRID_TEXT, TEXT, build_inputs
 from tests.quickprefill.calls import forward, generate
-from tests.tiny import Clip, prompt
+from tests.tiny import Clip, prompt, rope
 
 NORMED = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl"}
 """InternVL's by its decoder: here it is Qwen3's, as in InternVL3.5."""
@@ -62,7 +62,7 @@ def test_every_option_goes_with_every_default():
             assert quickprefill.estimate(model, inputs_of(family)).cache_bytes > 0
 
 
-WIDE = {**TEXT, "head_dim": 128, "rope_parameters": {**TEXT["rope_parameters"], "mrope_section": [24, 20, 20]}}
+WIDE = {**TEXT, "head_dim": 128, **rope(24, 20, 20)}
 """Heads as wide as the real ones: rounding to bfloat16 spreads the norms of few numbers more."""
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import quickprefill
 from quickprefill.policies import PruneVid
 from tests.quickprefill.calls import CACHE, assert_same_logits, forward, generate, stored
-from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model
+from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model, token_types
 
 LAYERS = 3
 FIRST = prompt(5, Clip((6, 4, 8)), 4)
@@ -73,8 +73,8 @@ def blind_to(model, dropped):
 def both_turns(first, second):
     """One prompt of two, and positions for it."""
     joined = {**first, **{name: value for name, value in second.items() if "pixel" in name or "grid" in name}}
-    for name in ("input_ids", "mm_token_type_ids"):
-        joined[name] = torch.cat([first[name], second[name]], dim=1)
+    joined["input_ids"] = ids = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
+    joined |= token_types(ids)
     joined.pop("attention_mask", None)
     return joined, torch.arange(joined["input_ids"].shape[1]).expand(3, len(joined["input_ids"]), -1)
 

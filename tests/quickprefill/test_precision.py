@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import quickprefill
 from quickprefill.policies import PruneVid
 from tests.quickprefill.calls import assert_same_logits, forward, generate, stored
+from tests.quickprefill.reference import sectioned
 from tests.quickprefill.wrapping import Prepared
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
@@ -188,7 +189,7 @@ def exact_attention(attention, seen):
         seen[name][0].view(1, -1, heads, attention.head_dim).transpose(1, 2)
         for name, heads in (("q_proj", 6), ("k_proj", 2), ("v_proj", 2))
     )
-    query, key = apply_rotary_pos_emb(query, key, *seen["rotary"][0])
+    query, key = apply_rotary_pos_emb(query, key, *(sectioned(part, attention.config) for part in seen["rotary"][0]))
     query, key, value = query.double(), key.double().repeat_interleave(3, 1), value.double().repeat_interleave(3, 1)
     scores = query @ key.transpose(-1, -2) * attention.scaling
     scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), float("-inf"))

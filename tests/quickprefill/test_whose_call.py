@@ -8,7 +8,7 @@ import quickprefill
 from quickprefill import InputError
 from quickprefill.policies import PruneVid
 from tests.quickprefill.calls import assert_same_logits, forward, generate, stored
-from tests.tiny import PAD, VISION_END, Clip, make_inputs, prompt, tiny_model
+from tests.tiny import PAD, PER_COLUMN, VISION_END, Clip, make_inputs, prompt, tiny_model
 
 INPUTS = make_inputs(prompt(3, Clip((4, 4, 4)), 3))
 TEXT, VIDEO = 8, 16
@@ -121,7 +121,7 @@ def test_replaced_parts_of_a_layer_count(attention, replace, place):
 def test_right_padding_is_refused(model, call):
     """The host would answer from the padding too, so the error says what to do."""
     inputs = make_inputs(prompt(3, Clip((4, 4, 4)), 9), prompt(3, Clip((4, 4, 4)), 3))
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+    for name in PER_COLUMN:
         inputs[name][1] = inputs[name][1].roll(-6)
     assert (inputs["input_ids"][1, -6:] == PAD).all()
     run = forward if call == "forward" else generate

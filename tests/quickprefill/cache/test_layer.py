@@ -105,7 +105,7 @@ def test_crop_into_pruned_tokens_fails():
     layer.update(*states(6, 7))
     with pytest.raises(CacheError, match="cannot crop 2 tokens: only the last 1"):
         layer.crop(-2)
-    with pytest.raises(CacheError, match="negative integer"):
+    with pytest.raises(CacheError, match="negative integer|cannot crop"):  # up to 5.14 a length that is left
         layer.crop(3)
     with pytest.raises(CacheError, match="cannot prune the last 9 of 4"):
         layer.prune(9, torch.tensor([0]))

@@ -7,7 +7,7 @@ import torch
 
 import quickprefill
 from quickprefill.policies import PruneVid
-from tests.tiny import Clip, make_inputs, prompt, tiny_model
+from tests.tiny import PER_COLUMN, Clip, make_inputs, prompt, tiny_model
 
 PROMPT = prompt(3, Clip((5, 4, 4)), 2, Clip((4, 4, 8)), 5)
 TAIL = 6
@@ -93,7 +93,7 @@ def test_a_policy_that_looks_at_hidden_states_gets_them(model, inputs, tokens_in
 
 def test_a_prompt_that_ends_with_its_video_still_gets_its_logits(model):
     inputs = make_inputs(prompt(3, Clip((5, 4, 4))))
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+    for name in PER_COLUMN:
         inputs[name] = inputs[name][:, :-1]
     with torch.no_grad():
         stock = model(**inputs, logits_to_keep=1).logits

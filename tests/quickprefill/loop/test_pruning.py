@@ -9,7 +9,7 @@ from quickprefill.cache.layer import PrunedLayer
 from quickprefill.policies import KeyNorm, QueryAttention, ValueNorm
 from tests.quickprefill.calls import CACHE
 from tests.quickprefill.reference import Rules, dense_logits
-from tests.tiny import FIRST_WORD, VIDEO, Clip, make_inputs, prompt, tiny_model
+from tests.tiny import FIRST_WORD, VIDEO, Clip, make_inputs, prompt, tiny_model, token_types
 
 CLIPS = {
     "one video": prompt(5, Clip((7, 4, 6)), 6),
@@ -52,7 +52,7 @@ def check_against_the_reference(model, eager, parts, config, rules):
     steps = 0 if rules.question else 2
     length = inputs["input_ids"].shape[1]
     ids = ours.sequences[:, : length + steps]
-    whole = {**inputs, "input_ids": ids, "mm_token_type_ids": 2 * (ids == VIDEO).int()}
+    whole = {**inputs, "input_ids": ids, **token_types(ids)}
     positions = positions_of(eager, inputs, extra=steps)
     key = (str(rules), str(parts), tuple(ids[0].tolist()))
     if key not in EXPECTED:
@@ -132,7 +132,7 @@ def test_rows_of_a_padded_batch_are_pruned_as_if_alone(model):
                 alone["pixel_values_videos"] = pixels[start : patches[videos + count - 1]]
                 alone["video_grid_thw"] = grids[videos : videos + count]
                 alone["second_per_grid_ts"] = inputs["second_per_grid_ts"][videos : videos + count]
-                alone["mm_token_type_ids"] = inputs["mm_token_type_ids"][row : row + 1, visible]
+                alone |= token_types(alone["input_ids"])
                 videos += count
             single = model.generate(**alone, **options)
             for ours, expected in zip(batch.logits, single.logits, strict=True):

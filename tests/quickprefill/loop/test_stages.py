@@ -12,7 +12,7 @@ from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
 from tests.quickprefill.loop.test_pruning import positions_of
 from tests.quickprefill.reference import Rules, dense_logits
-from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model
+from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model, token_types
 
 PARTS = {
     "one video": prompt(3, Clip((6, 8, 8)), 4),
@@ -32,7 +32,9 @@ def compressed(model, inputs, policy, slices_at_once):
     positions = positions_of(model, inputs)[:, 0]
     output = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
     embeds, start = {}, 0
-    for features, (t, h, w) in zip(output.pooler_output, inputs["video_grid_thw"].tolist(), strict=True):
+    for features, (t, h, w) in zip(
+        getattr(output, "pooler_output", output), inputs["video_grid_thw"].tolist(), strict=True
+    ):
         size = h * w // 4
         step = slices_at_once or t
         for first in range(0, t, step):
@@ -167,7 +169,7 @@ def test_every_combination_generates_with_batch_images_and_beams(model, policy, 
         visible = inputs["attention_mask"][0].bool()
         first = {
             "input_ids": inputs["input_ids"][:1, visible],
-            "mm_token_type_ids": inputs["mm_token_type_ids"][:1, visible],
+            **token_types(inputs["input_ids"][:1, visible]),
             "pixel_values_videos": inputs["pixel_values_videos"][:patches],
             "video_grid_thw": inputs["video_grid_thw"][:1],
             "second_per_grid_ts": inputs["second_per_grid_ts"][:1],
@@ -187,7 +189,7 @@ def test_layers_of_different_lengths_decode_in_a_padded_batch(model):
             visible = inputs["attention_mask"][row].bool()
             alone = model.generate(
                 input_ids=inputs["input_ids"][row : row + 1, visible],
-                mm_token_type_ids=inputs["mm_token_type_ids"][row : row + 1, visible],
+                **token_types(inputs["input_ids"][row : row + 1, visible]),
                 pixel_values_videos=inputs["pixel_values_videos"][patches],
                 video_grid_thw=inputs["video_grid_thw"][row : row + 1],
                 second_per_grid_ts=inputs["second_per_grid_ts"][row : row + 1],
@@ -225,8 +227,7 @@ def test_report(model):
 def test_a_question_is_needed_where_a_policy_asks(model):
     inputs = make_inputs(prompt(3, Clip((4, 4, 4)), 0))
     ids = inputs["input_ids"][:, :-1]  # without the vision-end token, the prompt ends with its video
-    inputs = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, :-1]
+    inputs = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), **token_types(ids)}
     for policy in ("query_attention", PruneVid(layer=1)):
         with (
             quickprefill.patched(model, policy=policy),
