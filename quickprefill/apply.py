@@ -62,8 +62,9 @@ def remove(model: _Model = None) -> _Model:  # type: ignore[assignment]
     Where somebody wrapped the patched forward() meanwhile, their wrapper stays and leads to the stock model.
     """
     for target, host in find_targets(model):
-        uninstall(target)
-        uninstall(core_of(target, host))
+        for part in (target, core_of(target, host)):
+            if part is not None:  # a release may lack a class that the host has in others
+                uninstall(part)
     for name in list(late.waiting) if model is None else ():
         late.cancel(name)
     return model

@@ -75,7 +75,7 @@ class QwenHost(TransformersHost):
         if positions.ndim == 2:
             return positions.expand(3, ids.shape[0], -1)
         # generate() puts a row of text positions first; it only serves packed sequences.
-        return positions[-3:]
+        return positions[-3:].expand(3, -1, -1)
 
     def geometry(self, core: Any) -> Geometry:
         text, vision = core.config.get_text_config(), core.config.vision_config
