@@ -104,10 +104,10 @@ def report(model: Any = None) -> PrefillReport:
     Raises:
         InputError: the model is not patched, or has prefilled no video yet.
     """
-    for target, _ in find_targets(model):
-        calls = _calls(target)
-        if calls is None:
-            raise InputError("the model is not patched; call quickprefill.apply(model) before generate()")
+    found = [calls for target, _ in find_targets(model) if (calls := _calls(target)) is not None]
+    if not found:
+        raise InputError("the model is not patched; call quickprefill.apply(model) before generate()")
+    for calls in found:
         if calls.last_prefill is not None:
             return calls.last_prefill.report()
     raise InputError("no prefill yet: generate() has not met a video since apply()")
