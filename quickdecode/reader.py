@@ -58,6 +58,7 @@ class VideoReader:
             self._media.source.path or source,
             size=size,
             interpolation=interpolation,
+            resize=resize,
             stream=stream,
             workers=workers,
             on_error=on_error,

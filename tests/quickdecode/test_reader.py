@@ -176,6 +176,14 @@ def test_in_a_pickle(clip: Path) -> None:
         assert torch.equal(copy[40], reader[40])
 
 
+def test_a_pickle_resizes_as_its_reader_does(clip: Path) -> None:
+    with VideoReader(clip, size=(48, 80), resize="exact", workers=1) as reader:
+        fast = quickdecode.read_video(clip, indices=[40], size=(48, 80)).frames[0]
+        assert not torch.equal(reader[40], fast)
+        with pickle.loads(pickle.dumps(reader)) as copy:
+            assert torch.equal(copy[40], reader[40])
+
+
 def test_frames_on_screen(clip: Path) -> None:
     def shown(*times: float) -> list[int]:
         return quickdecode.read_video(clip, at_seconds=times).indices
