@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,9 +23,9 @@ Encode = Callable[[torch.Tensor, int], torch.Tensor]
 class _Pending(torch.Tensor):
     """A tensor of known shape, type and device that any operation but moving and copying makes."""
 
+    @abstractmethod
     def features(self) -> torch.Tensor:
         """The tensor itself."""
-        raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self
@@ -173,8 +174,9 @@ class PendingVideo(_Pending):
             origin, first = self._part_of
             return origin.features()[first * self.grid.slice_tokens :][: self.shape[0]]
         if not self._features:
-            parts = [self._made(0, self.grid.slices), *([] if self._closing is None else [self._closing])]
-            self._features.append(torch.cat([part.to(self.device, self.dtype) for part in parts]))
+            made = self._made(0, self.grid.slices).to(self.device, self.dtype)
+            closing = self._closing
+            self._features.append(made if closing is None else torch.cat([made, closing.to(made)]))
         whole = self._features[0]
         return whole if whole.shape[1] == self.shape[1] else whole[:, self._columns]
 
