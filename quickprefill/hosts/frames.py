@@ -12,7 +12,8 @@ import torch
 from quickprefill.attention.interface import host_implementation
 from quickprefill.errors import InputError, UnsupportedModelError
 from quickprefill.hosts import versions
-from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.decoder_sizes import decoder_sizes
+from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.hosts.transformers import TransformersHost
 from quickprefill.prompt.pending import Encode, PendingVideo
@@ -102,15 +103,9 @@ class FramesHost(TransformersHost):
         return 1
 
     def geometry(self, core: Any) -> Geometry:
-        text, vision, decoder = core.config.get_text_config(), core.config.vision_config, self.decoder(core)
-        tower = self.tower(core)
+        vision, tower = core.config.vision_config, self.tower(core)
         return Geometry(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            mlp=text.intermediate_size,
+            **decoder_sizes(core, self.decoder(core)),
             vision_layers=vision.num_hidden_layers,
             vision_hidden=vision.hidden_size,
             vision_heads=vision.num_attention_heads,
@@ -123,10 +118,7 @@ class FramesHost(TransformersHost):
             vision_projected=self.projected(core),
             patches_per_token=self.merged(core),
             patch_values=vision.num_channels * _number(vision.patch_size) ** 2,
-            dtype=core.dtype,
-            devices=layer_devices(decoder.layers),
             vision_device=self.tower_device(core),
-            eager=host_implementation(self.attention_config(core)) == "eager",
             vision_eager=host_implementation(tower.config) == "eager",
         )
 

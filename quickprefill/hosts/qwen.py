@@ -10,7 +10,8 @@ import torch
 
 from quickprefill.attention.interface import host_implementation
 from quickprefill.hosts import versions
-from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.decoder_sizes import decoder_sizes
+from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.hosts.qwen_vision import Layout, pending_videos, tower_layout
 from quickprefill.hosts.transformers import TransformersHost
@@ -78,15 +79,10 @@ class QwenHost(TransformersHost):
         return positions[-3:].expand(3, -1, -1)
 
     def geometry(self, core: Any) -> Geometry:
-        text, vision = core.config.get_text_config(), core.config.vision_config
+        vision = core.config.vision_config
         vision_hidden, vision_mlp = self.vision_sizes(vision)
         return Geometry(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            mlp=_mlp_width(text),
+            **decoder_sizes(core, self.decoder(core)),
             vision_layers=vision.depth,
             vision_hidden=vision_hidden,
             vision_heads=vision.num_heads,
@@ -95,10 +91,7 @@ class QwenHost(TransformersHost):
             vision_window=getattr(vision, "window_size", 0) // vision.patch_size // vision.spatial_merge_size,
             patches_per_token=vision.spatial_merge_size**2,
             patch_values=getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2,
-            dtype=core.dtype,
-            devices=layer_devices(core.language_model.layers),
             vision_device=execution_device(core.visual),
-            eager=host_implementation(self.attention_config(core)) == "eager",
             vision_eager=host_implementation(core.visual.config) == "eager",
             vision_table=hasattr(core.visual, "num_grid_per_side"),
             levels=len(getattr(core.visual, "deepstack_visual_indexes", ())),
@@ -107,12 +100,3 @@ class QwenHost(TransformersHost):
     def vision_sizes(self, vision: Any) -> tuple[int, int]:
         """Hidden size and MLP size of the tower's layers, from its config."""
         return vision.hidden_size, vision.intermediate_size
-
-
-def _mlp_width(text: Any) -> int:
-    """Of a layer's MLP as a token passes it: of a mixture the experts that it is sent to, and the shared one."""
-    experts = getattr(text, "num_experts_per_tok", 0)
-    if not experts:
-        return int(text.intermediate_size)
-    shared = getattr(text, "n_shared_experts", 0) * text.moe_intermediate_size
-    return int(experts * text.moe_intermediate_size + getattr(text, "shared_expert_intermediate_size", shared))

@@ -13,7 +13,8 @@ import torch
 
 from quickprefill.attention.interface import host_implementation
 from quickprefill.errors import InputError
-from quickprefill.hosts.devices import execution_device, layer_devices
+from quickprefill.hosts.decoder_sizes import decoder_sizes
+from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.hosts.qwen_vision import Layout, pending_videos, tower_layout
 from quickprefill.hosts.transformers import TransformersHost
@@ -72,14 +73,9 @@ class VideoLLaMA3(TransformersHost):
         return core.get_image_features(call["pixel_values"], call["image_grid_thw"], call["image_merge_sizes"])
 
     def geometry(self, core: Any) -> Geometry:
-        text, vision = core.config.get_text_config(), core.config.vision_config
+        vision = core.config.vision_config
         return Geometry(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            mlp=text.intermediate_size,
+            **decoder_sizes(core, self.decoder(core)),
             vision_layers=vision.num_hidden_layers,
             vision_hidden=vision.hidden_size,
             vision_heads=vision.num_attention_heads,
@@ -88,10 +84,7 @@ class VideoLLaMA3(TransformersHost):
             vision_window=0,
             patches_per_token=_MERGE**2,
             patch_values=vision.num_channels * vision.patch_size**2,
-            dtype=core.dtype,
-            devices=layer_devices(core.language_model.layers),
             vision_device=execution_device(core.vision_model),
-            eager=host_implementation(self.attention_config(core)) == "eager",
             vision_eager=host_implementation(core.vision_model.config) == "eager",
         )
 
