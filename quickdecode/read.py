@@ -99,12 +99,9 @@ def read_video(
         timeout_seconds: give up after this long, download included; None means never.
         limits: how large a video may be, and of which formats and codecs, before it is refused.
 
-    Raises:
-        SourceError: the source is missing, empty, damaged, not a video, or has no video stream.
-        RequestError: an argument is malformed, or asks for frames that the file does not have.
-        DecodeError: a wanted frame cannot be decoded.
-        LimitError: the video is larger than `limits`.
-        ReadTimeoutError: `timeout_seconds` are over.
+    Raises SourceError if the source is missing, empty, damaged, not a video, or has no video stream; RequestError if an
+    argument is malformed or asks for frames that the file does not have; DecodeError if a wanted frame cannot be
+    decoded; LimitError, ReadTimeoutError.
 
     >>> read_video("talk.mp4", num_frames=64, size=(252, 448)).frames.shape  # doctest: +SKIP
     torch.Size([64, 3, 252, 448])

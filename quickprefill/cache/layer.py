@@ -206,8 +206,7 @@ class PrunedLayer(DynamicLayer):
         """
         if tokens_to_remove > 0 and _CROPS_TO_LENGTH:
             tokens_to_remove = min(tokens_to_remove - self.logical_length, 0)
-        count = -tokens_to_remove
-        if count < 0:
+        if (count := -tokens_to_remove) < 0:
             hint = "pass the number of tokens to remove as a negative integer"
             raise CacheError(f"crop({tokens_to_remove}) asks for a length that a pruned cache cannot give; {hint}")
         whole = self.stored_length - self.croppable_from
