@@ -27,7 +27,7 @@ from quickprefill.fits import check_layers, with_default_policy
 from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host
 from quickprefill.loop.prefill import MAX_LENGTH, prefill
-from quickprefill.report import Recorder
+from quickprefill.reporting import Recorder
 from quickprefill.spread import LEAST, Spread
 
 __all__ = ["EVERYTHING", "Calls", "cache_reason", "left_to_stock"]

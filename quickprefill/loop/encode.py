@@ -16,7 +16,7 @@ from quickprefill.policies import Compressor
 from quickprefill.prompt.pending import PendingVideo
 from quickprefill.prompt.spans import Group, VideoSpan
 from quickprefill.prompt.tokens import VideoTokens
-from quickprefill.report import Recorder
+from quickprefill.reporting import Recorder
 
 __all__ = ["Encoder", "Entering"]
 

@@ -16,7 +16,7 @@ from quickprefill.hosts.base import Host
 from quickprefill.loop.encode import Entering
 from quickprefill.loop.pruner import Pruner
 from quickprefill.loop.stretch import Stretch, Text, begin
-from quickprefill.report import Recorder
+from quickprefill.reporting import Recorder
 
 __all__ = ["Decoder"]
 

@@ -25,7 +25,7 @@ from quickprefill.loop.layers import Decoder
 from quickprefill.loop.stretch import Stretch, Text
 from quickprefill.loop.text import TextEmbedder
 from quickprefill.prompt.spans import find_videos
-from quickprefill.report import Recorder
+from quickprefill.reporting import Recorder
 
 __all__ = ["MAX_LENGTH", "prefill"]
 

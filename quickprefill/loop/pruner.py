@@ -16,7 +16,7 @@ from quickprefill.errors import ConfigError
 from quickprefill.hosts.base import Host
 from quickprefill.loop.stretch import Stretch
 from quickprefill.policies import GroupAttention, GroupKV, Scorer, Selector
-from quickprefill.report import Recorder
+from quickprefill.reporting import Recorder
 
 __all__ = ["Pruner"]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quickprefill.apply import configured
+from quickprefill.applying import configured
 from quickprefill.budget.plan import plan_row
 from quickprefill.policies import KeyNorm, VidCom2
 from quickprefill.prompt.spans import find_videos

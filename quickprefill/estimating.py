@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from quickprefill.apply import configured
+from quickprefill.applying import configured
 from quickprefill.budget.fit import fitted
 from quickprefill.budget.groups import check_slices
 from quickprefill.budget.plan import Plan, plan_row

@@ -16,7 +16,7 @@ from quickprefill.fits import check_layers, with_default_policy
 from quickprefill.hosts import Host, versions
 from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
 from quickprefill.patch import ATTRIBUTE, install, live, uninstall
-from quickprefill.report import PrefillReport
+from quickprefill.reporting import PrefillReport
 from quickprefill.targets import absent_hosts, core_of, find_targets
 
 __all__ = ["apply", "configured", "disabled", "patched", "remove", "report"]
