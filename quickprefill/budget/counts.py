@@ -6,20 +6,21 @@ import torch
 
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.policies.shared.rounding import round_share, rounded
+from quickprefill.prompt.spans import Grid
 
 __all__ = ["compressed_count", "num_kept", "round_share", "select", "selected_count", "stored_count"]
 
 
-def compressed_count(config: QuickPrefillConfig, num_tokens: int, num_groups: int = 1) -> int:
-    """How many of the `num_tokens` of a group, or of a video of `num_groups` groups, compress() is to leave.
+def compressed_count(config: QuickPrefillConfig, grid: Grid, num_groups: int = 1) -> int:
+    """How many tokens of a group, or of a video of `num_groups` groups, compress() is to leave.
 
-    The compressor's own ratio, or else `keep` and at most `keep_tokens` a group.
+    What the compressor's own fields ask for, or else `keep` and at most `keep_tokens` a group.
     """
     compressor = config.compressor
-    ratio = None if compressor is None else compressor.compress_ratio
-    if ratio is not None:
-        return round_share(ratio, num_tokens)
-    count = round_share(config.keep_share, num_tokens)
+    own = None if compressor is None else compressor.own_count(grid)
+    if own is not None:
+        return own
+    count = round_share(config.keep_share, grid.num_tokens)
     return count if config.keep_tokens is None else min(count, config.keep_tokens * num_groups)
 
 

@@ -70,7 +70,7 @@ def expected_entering(config: QuickPrefillConfig, grid: Grid, num_groups: int = 
     compressor = config.compressor
     if compressor is None:
         return grid.num_tokens
-    return compressor.most_tokens(grid, compressed_count(config, grid.num_tokens, num_groups))
+    return compressor.most_tokens(grid, compressed_count(config, grid, num_groups))
 
 
 def _even(slices: int, budget: int, total: int) -> int:

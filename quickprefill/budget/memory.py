@@ -59,7 +59,7 @@ class Memory:
         Args:
             more: whether slices follow, the pixels of which may already be on their way.
         """
-        geometry, part = self._geometry, Grid(min(step, unit.slices), unit.height, unit.width)
+        geometry, part = self._geometry, unit.part(0, min(step, unit.slices))
         made = feature_bytes(geometry, unit.num_tokens) if part.slices < unit.slices else 0
         ahead = upload_bytes(geometry, part.num_tokens) if more or made else 0
         self._moment(geometry.vision_device, made + ahead + tower_bytes(geometry, part))
@@ -69,7 +69,7 @@ class Memory:
         geometry, compressor = self._geometry, self._config.compressor
         if compressor is None:
             return
-        tokens, count = unit.num_tokens, compressed_count(self._config, unit.num_tokens, num_groups)
+        tokens, count = unit.num_tokens, compressed_count(self._config, unit, num_groups)
         sizes = (tokens, unit.slice_tokens, geometry.hidden * (1 + geometry.levels), geometry.dtype.itemsize, count)
         self._moment(geometry.vision_device, feature_bytes(geometry, tokens) + compressor.workspace_bytes(*sizes))
 

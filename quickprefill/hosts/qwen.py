@@ -41,7 +41,9 @@ class QwenHost(TransformersHost):
     def grids(self, core: Any, inputs: Mapping[str, Any]) -> list[Grid]:
         grids = inputs.get("video_grid_thw")
         merge = core.config.vision_config.spatial_merge_size
-        return [] if grids is None else [Grid(t, h // merge, w // merge) for t, h, w in grids.tolist()]
+        frames = self.frames_per_slice(core)
+        made = [] if grids is None else grids.tolist()
+        return [Grid(t, h // merge, w // merge, slice_frames=frames) for t, h, w in made]
 
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
         return pending_videos(

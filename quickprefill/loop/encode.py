@@ -108,7 +108,7 @@ class Encoder:
         if compressor is None:
             return tokens
         groups = -(-(stop - first) // group_slices(self._config, self._frames_per_slice, span.grid))
-        count = compressed_count(self._config, tokens.num_tokens, groups)
+        count = compressed_count(self._config, group.grid, groups)
         with self._recorder.span("compress", self._index):
             compressed = compressor.compress(replace(tokens, num_kept=count, question=self._question))
         _check(compressor, compressed, tokens)

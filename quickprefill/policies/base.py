@@ -20,6 +20,7 @@ import torch
 
 from quickprefill.errors import ConfigError
 from quickprefill.policies.seen import GroupAttention, GroupKV
+from quickprefill.policies.shared.rounding import round_share
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
 
@@ -119,6 +120,10 @@ class Compressor(Policy, ABC):
     def whole_slices(self) -> bool:
         """Whether compress() needs all tokens of each slice: some processors leave out those that hardly change."""
         return False
+
+    def own_count(self, grid: Grid) -> int | None:
+        """How many tokens of a video or group the policy's own fields ask for; None: the config's `keep` says."""
+        return None if self.compress_ratio is None else round_share(self.compress_ratio, grid.num_tokens)
 
     def most_tokens(self, grid: Grid, num_kept: int) -> int:
         """The most tokens that compress() may leave of a video or group with that grid."""

@@ -28,13 +28,15 @@ class Grid:
     """One video's token grid after the vision tower's spatial merge."""
 
     slices: int
-    """Temporal slices T; a slice is two frames in the Qwen family."""
+    """Temporal slices T."""
     height: int
     """Token rows per slice."""
     width: int
     """Token columns per slice."""
     present: torch.Tensor | None = field(default=None, repr=False, compare=False)
     """(slices, height x width) bool, on the CPU: which of the raster's tokens the prompt holds; None: all."""
+    slice_frames: int = field(default=1, repr=False, compare=False)
+    """Video frames that the tower merges into one slice: two in the Qwen family."""
 
     def __post_init__(self) -> None:
         if min(self.slices, self.height, self.width) < 1:
@@ -68,7 +70,7 @@ class Grid:
     def part(self, first_slice: int, stop_slice: int) -> Grid:
         """The grid of slices [first_slice, stop_slice)."""
         present = None if self.present is None else self.present[first_slice:stop_slice]
-        return Grid(stop_slice - first_slice, self.height, self.width, present)
+        return Grid(stop_slice - first_slice, self.height, self.width, present, self.slice_frames)
 
     def places(self, device: torch.device | None = None) -> torch.Tensor:
         """(num_tokens,) places in the raster of the tokens in the prompt, ascending."""

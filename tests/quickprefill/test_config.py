@@ -10,6 +10,7 @@ from quickprefill import POLICIES, ConfigError, QuickPrefillConfig
 from quickprefill.budget.counts import compressed_count, selected_count
 from quickprefill.fits import check_layers
 from quickprefill.policies import Compressor, KeyNorm, PruneVid, QueryAttention, Random, Selector, VidCom2
+from quickprefill.prompt.spans import Grid
 
 
 def test_defaults():
@@ -223,5 +224,9 @@ def test_layers_outside_the_model():
 def test_a_ratio_of_the_policys_own_wins_over_keep(policy, ratio):
     config = QuickPrefillConfig.from_dict({**vars(QuickPrefillConfig(keep=0.5)), "policy": policy})
     assert (config.keep, config.own_ratio) == (0.5, ratio)
-    left = compressed_count(config, 1000) if policy == VidCom2(0.25) else selected_count(config, 1000, 2000, 1000)
+    left = (
+        compressed_count(config, Grid(10, 10, 10))
+        if policy == VidCom2(0.25)
+        else selected_count(config, 1000, 2000, 1000)
+    )
     assert left == 1000 * ratio

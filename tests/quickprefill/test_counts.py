@@ -9,6 +9,7 @@ import torch
 from quickprefill import QuickPrefillConfig
 from quickprefill.budget.counts import compressed_count, num_kept, round_share, select, selected_count, stored_count
 from quickprefill.policies import PruneVid, VidCom2
+from quickprefill.prompt.spans import Grid
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_a_share_is_the_decimal_fraction_that_was_written():
 
 def test_what_a_compressor_is_to_leave():
     def count(num_groups=1, **options):
-        return compressed_count(QuickPrefillConfig(**options), 1000, num_groups)
+        return compressed_count(QuickPrefillConfig(**options), Grid(10, 10, 10), num_groups)
 
     assert count(policy="vidcom2") == 500
     assert count(policy="vidcom2", keep=0.29) == 290

@@ -45,7 +45,7 @@ def sets_of(tokens, policy):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stage_1_alone_meets_keep_within_a_token_per_slice(kind, shape, keep):
     config = QuickPrefillConfig(keep=keep, policy=MERGE)
-    tokens = tokens_of(kind, shape, compressed_count(config, Grid(*shape).num_tokens))
+    tokens = tokens_of(kind, shape, compressed_count(config, Grid(*shape)))
     result = MERGE.compress(tokens)
     assert abs(result.num_tokens - tokens.num_kept) <= shape[0]
     assert result.num_tokens <= MERGE.most_tokens(tokens.grid, tokens.num_kept)
@@ -69,7 +69,7 @@ def test_both_stages_meet_keep_group_by_group(kind, shape, keep, budget):
     """What the group loop does: the whole video is compressed, then cut into groups of 4 slices to select from."""
     policy = PruneVid(budget=budget)
     config, grid = QuickPrefillConfig(keep=keep, policy=policy), Grid(*shape)
-    tokens = tokens_of(kind, shape, compressed_count(config, grid.num_tokens, -(-grid.slices // 4)))
+    tokens = tokens_of(kind, shape, compressed_count(config, grid, -(-grid.slices // 4)))
     whole = policy.compress(tokens)
     assert tokens.num_kept <= whole.num_tokens <= policy.most_tokens(grid, tokens.num_kept)
     stops = [*range(4, grid.slices, 4), grid.slices]
