@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,8 @@ class Encoder:
         tokens = self._compressed(span, 0, slices)
         step = group_slices(self._config, self._frames_per_slice, span.grid, tokens.num_tokens)
         stops = [*range(step, slices, step), slices]
+        if self._config.group_frames is None and tokens.num_tokens < span.grid.num_tokens:
+            stops = _even_stops(tokens, len(stops))
         entered = tokens.num_tokens
         for first, part in zip([0, *stops], tokens.cut(*stops), strict=False):
             group = span.group(self._index, first, first + part.grid.slices)
@@ -156,6 +159,18 @@ def _encoded(video: PendingVideo, first: int, stop: int, step: int) -> torch.Ten
         start, filled = filled, filled + video.grid.part(at, upto).num_tokens
         embeds[start:filled] = video.encode(at, upto)
     return embeds
+
+
+def _even_stops(tokens: VideoTokens, number: int) -> list[int]:
+    """Slices behind which to cut a video into at most so many groups of about as many tokens.
+
+    Waits for the device, to learn in which slices they are.
+    """
+    size, slices, total = tokens.grid.slice_tokens, tokens.grid.slices, tokens.num_tokens
+    places = size * torch.arange(1, slices, device=tokens.source.device)
+    passed = torch.searchsorted(tokens.source, places).tolist()
+    stops = [bisect_left(passed, total * part // number) + 1 for part in range(1, number)]
+    return [*sorted({stop for stop in stops if stop < slices}), slices]
 
 
 def _emptied(held: list[Entering]) -> list[Entering]:

@@ -1,6 +1,7 @@
 """The policies, one file each. A new one costs a file and a line in POLICIES."""
 
 from quickprefill.policies.base import Compressor, Policy, Scorer, Selector
+from quickprefill.policies.cubes import Cubes
 from quickprefill.policies.key_norm import KeyNorm
 from quickprefill.policies.key_norm_distinct import KeyNormDistinct
 from quickprefill.policies.key_norm_random import KeyNormRandom
@@ -18,6 +19,7 @@ from quickprefill.prompt.tokens import VideoTokens
 __all__ = [
     "POLICIES",
     "Compressor",
+    "Cubes",
     "GroupAttention",
     "GroupKV",
     "KeyNorm",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 POLICIES: dict[str, type[Policy]] = {
+    "cubes": Cubes,
     "key_norm": KeyNorm,
     "key_norm_distinct": KeyNormDistinct,
     "key_norm_random": KeyNormRandom,

@@ -59,7 +59,7 @@ def test_keep_tokens_out_of_range(keep_tokens):
 
 
 def test_unknown_policy_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"one of \['key_norm', .*'value_norm', 'vidcom2'\].*'attention'"):
+    with pytest.raises(ConfigError, match=r"one of \['cubes', 'key_norm', .*'value_norm', 'vidcom2'\].*'attention'"):
         QuickPrefillConfig(policy="attention")
     with pytest.raises(ConfigError, match="policy name must be one of"):
         QuickPrefillConfig.from_dict({"policy": {"name": "attention"}})

@@ -7,7 +7,7 @@ import torch
 
 import quickprefill
 from quickprefill import QuickPrefillConfig
-from quickprefill.policies import KeyNorm, PruneVid, QueryAttention, ValueNorm, VidCom2
+from quickprefill.policies import Cubes, KeyNorm, PruneVid, QueryAttention, ValueNorm, VidCom2
 from tests.families import FAMILIES, build_inputs
 from tests.live_memory import PeakLiveBytes
 from tests.quickprefill.calls import CACHE, forward, generate
@@ -24,7 +24,9 @@ COMPRESSORS = {
     "inexact, by groups": {"policy": Allocates(scope="group", exactly=False)},
 }
 CONFIGS = {
-    **{name: {"policy": name, **KEEP} for name in quickprefill.POLICIES if name not in ("prunevid", "vidcom2")},
+    **{
+        name: {"policy": name, **KEEP} for name in sorted(set(quickprefill.POLICIES) - {"cubes", "prunevid", "vidcom2"})
+    },
     **{f"compress: {name}": config for name, config in COMPRESSORS.items()},
     "keep=1": {"keep": 1.0},
     "keep_tokens": {"keep_tokens": 8},
@@ -44,13 +46,16 @@ CONFIGS = {
 }
 CONTENT = {
     "vidcom2, keep": {**KEEP, "policy": "vidcom2"},
+    "cubes, keep": {**KEEP, "policy": Cubes()},
+    "cubes of six frames": {"policy": Cubes(6)},
     "prunevid": {"policy": PruneVid(layer=1)},
     "prunevid, everything moves": {"policy": PruneVid(layer=1, tau=1.0)},
     "prunevid, keep": {**KEEP, "policy": PruneVid(layer=1)},
     "prunevid merge only": {"policy": PruneVid.merge_only()},
     "prunevid by groups": {"policy": PruneVid(layer=1, scope="group")},
 }
-"""A group of few slices gets up to twice its part of what VidCom2 leaves, where one of them is unlike all others."""
+"""A group of few slices gets up to twice its part of what VidCom2 leaves, where one of them is unlike all others, and
+all of its slices where each opens a cube."""
 VIDEOS = {
     "four groups": (prompt(5, Clip((12, 16, 16)), 12), 6),
     "one group": (prompt(5, Clip((6, 16, 24)), 12), None),
@@ -98,10 +103,12 @@ def test_every_policy(models, config):
 @pytest.mark.parametrize("config", CONTENT.values(), ids=CONTENT)
 def test_every_policy_that_the_content_steers(models, config, video):
     lowest = 0.8 if config["policy"] == "vidcom2" else 0.85
+    if isinstance(config["policy"], Cubes):
+        lowest = 0.65
     assert lowest < foreseen(models(), video, config) < 1.15
 
 
-@pytest.mark.parametrize("policy", ["vidcom2", PruneVid(layer=1)], ids=str)
+@pytest.mark.parametrize("policy", ["cubes", "vidcom2", PruneVid(layer=1)], ids=str)
 def test_default_groups_of_what_is_left_of_a_video(models, policy):
     """Its first slices stand still, so that most of what stays is in the last ones."""
     inputs = make_inputs(prompt(5, Clip((12, 64, 64)), 12))

@@ -64,7 +64,7 @@ def test_keep_is_not_filled_in():
     assert dataclasses.replace(config, policy="vidcom2").keep is None
 
 
-SCORES = sorted(set(quickprefill.POLICIES) - {"prunevid", "vidcom2", "query_attention"})
+SCORES = sorted(set(quickprefill.POLICIES) - {"cubes", "prunevid", "vidcom2", "query_attention"})
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

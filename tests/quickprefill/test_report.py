@@ -117,7 +117,7 @@ class Event:
     ids=str,
 )
 def test_where_time_is_told_by_events_there_are_two_a_stage_and_group(model, config, monkeypatch):
-    monkeypatch.setattr(sys.modules["quickprefill.report"], "_clock", lambda device: Event)
+    monkeypatch.setattr(sys.modules["quickprefill.reporting"], "_clock", lambda device: Event)
     Event.made = 0
     report, _ = traced(model, **config)
     times = {}

@@ -4,12 +4,17 @@ import pytest
 import torch
 
 from quickprefill.budget.counts import round_share
-from quickprefill.policies import PruneVid, VidCom2, VideoTokens
+from quickprefill.policies import Cubes, PruneVid, VidCom2, VideoTokens
 from quickprefill.prompt.spans import Grid
 from tests.live_memory import PeakLiveBytes
 
 SHAPES = [(64, 8, 9, 128), (300, 6, 6, 64), (600, 2, 2, 48), (24, 16, 16, 192), (8, 24, 24, 96), (5, 16, 16, 1024)]
 POLICIES = [
+    (Cubes(), 0.1),
+    (Cubes(), 0.7),
+    (Cubes(4), None),
+    (Cubes(4, tokens_per_cube=4), None),
+    (Cubes(gate="fixed"), 0.3),
     (VidCom2(), 0.1),
     (VidCom2(), 0.7),
     (VidCom2(0.25), None),
@@ -46,8 +51,8 @@ def measure(policy, shape, dtype, keep, behind=0):
     )
     with PeakLiveBytes() as peak:
         policy.compress(tokens)
-    width, size = channels + behind, grid.slice_tokens
-    return peak.bytes, policy.workspace_bytes(grid.num_tokens, size, width, dtype.itemsize, tokens.num_kept)
+    width, size, left = channels + behind, grid.slice_tokens, tokens.num_kept or policy.own_count(grid)
+    return peak.bytes, policy.workspace_bytes(grid.num_tokens, size, width, dtype.itemsize, left)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -59,7 +64,7 @@ def test_within_a_tenth(policy, keep, shape, dtype):
     assert said <= 1.1 * measured
 
 
-@pytest.mark.parametrize("policy", [VidCom2(), PruneVid(select_tokens=False)], ids=str)
+@pytest.mark.parametrize("policy", [Cubes(), VidCom2(), PruneVid(select_tokens=False)], ids=str)
 def test_wide_rows_are_counted(policy):
     measured, said = measure(policy, (64, 8, 9, 64), torch.bfloat16, 0.5, behind=192)
     assert measured <= said <= 1.2 * measured
