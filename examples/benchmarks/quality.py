@@ -4,8 +4,11 @@
     python -m examples.benchmarks.quality --model Qwen/Qwen3-VL-8B-Instruct --frame-size 224 --frames 64
     python -m examples.benchmarks.quality --model llava-hf/llava-onevision-qwen2-7b-ov-hf --frame-size 384 --frames 64
 
-Each clip is a real file, read as users of the family read it and answered by the stock generate(), unpatched and
-patched. Every clip's answers are a file of their own in --work: an interrupted run goes on where it stopped.
+    python -m examples.benchmarks.quality --bursts 8 8 --frames 64 --policies cubes cubes_fixed --keeps 0.25 0.125
+
+With --bursts, all that happens lies in stretches of so many frames. Each clip is a real file, read as users of the
+family read it and answered by the stock generate(), unpatched and patched. Every clip's answers are a file of their own
+in --work: an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,12 +27,16 @@ import quickdecode
 import quickprefill
 from examples.benchmarks.quality_report import plot, summarise, table
 from examples.needle.answering import Answerer
+from examples.needle.bursts import sample_bursts
 from examples.needle.clip import write_clip
 from examples.needle.scene import Difficulty, sample_scene
 from examples.needle.tasks import Question, ask
 from quickprefill import POLICIES, QuickPrefillConfig
-from quickprefill.policies import PruneVid, VidCom2
+from quickprefill.policies import Cubes, PruneVid, VidCom2
 
+WAYS = sorted([*POLICIES, "cubes_fixed"])
+"""Policies by name, and cubes of equal length."""
+CUBES = {"cubes_fixed": Cubes(gate="fixed")}
 FORMAT = 2
 """Version of the files in --work; files of another version are refused."""
 
@@ -42,10 +49,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="examples/tiny-qwen2.5-vl", help="folder or hub name of a checkpoint")
-    parser.add_argument("--policies", nargs="+", default=sorted(POLICIES), choices=sorted(POLICIES))
+    parser.add_argument("--policies", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--keeps", nargs="+", type=float, default=[1.0, 0.5, 0.25, 0.1])
     parser.add_argument("--frames", nargs="+", type=int, default=[64, 128, 256, 1024])
     parser.add_argument("--clips", nargs="+", type=int, default=[40], help="test clips, one number or one per length")
+    parser.add_argument("--bursts", nargs="+", type=int, default=[], help="frames of each stretch where things happen")
     parser.add_argument("--spacing", type=float, default=0.5, help="seconds between two frames")
     parser.add_argument("--oversample", type=int, default=2, help="frames in the file for each frame that is read")
     parser.add_argument("--group-frames", type=int, default=64)
@@ -88,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the answers depend on."""
-    names = ("model", "policies", "keeps", "spacing", "oversample", "group_frames", "frame_size")
+    names = ("model", "policies", "keeps", "bursts", "spacing", "oversample", "group_frames", "frame_size")
     return {
         "format": FORMAT,
         "transformers": transformers.__version__,
@@ -129,7 +137,8 @@ def answer_clip(answerer: Answerer, arguments: argparse.Namespace, frames: int, 
     """Every question about one clip, asked in every way."""
     # Every other clip shows one symbol instead of two: the needle task, and the easier half of the shape task.
     difficulty = Difficulty(frames=frames, spacing=arguments.spacing, lone=clip % 2 == 0)
-    scene = sample_scene("test", clip, difficulty)
+    bursts = arguments.bursts
+    scene = sample_bursts("test", clip, difficulty, bursts) if bursts else sample_scene("test", clip, difficulty)
     path = arguments.work / "clips" / f"{frames:05d}-{clip:04d}.mp4"
     if not path.exists():
         write_clip(scene, path, oversample=arguments.oversample)
@@ -162,8 +171,8 @@ def way_config(policy: str, keep: float, num_layers: int, arguments: argparse.Na
     if keep < 1 and policy == "prunevid":
         prunevid = PruneVid(keep_ratio=min(2 * keep, 1.0), layer=num_layers // 3)
         return QuickPrefillConfig(group_frames=frames, policy=prunevid)
-    scorer = "key_norm" if policy in ("vidcom2", "prunevid") else policy
-    return QuickPrefillConfig(keep=keep, group_frames=frames, policy=scorer)
+    chosen = "key_norm" if policy in ("vidcom2", "prunevid") else policy
+    return QuickPrefillConfig(keep=keep, group_frames=frames, policy=CUBES.get(chosen, chosen))
 
 
 def ask_all(answerer: Answerer, inputs: list[Any], questions: list[Question]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from examples.needle.tasks import CHOICES, TASKS
 
 __all__ = ["plot", "summarise", "table"]
 
-_BASELINES = ("uniform", "random")
+_BASELINES = ("uniform", "random", "cubes_fixed")
 
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,19 +75,22 @@ def table(summary: dict[str, Any]) -> str:
         "Relative: share of the unpruned model's accuracy, with a 95 % interval over clips. p: exact McNemar test on "
         f"the same questions. Chance: {chance}.",
     ]
+    baselines = [name for name in _BASELINES if any(name in way for way in summary["lengths"][0]["ways"])]
     for length in summary["lengths"]:
         lines += ["", f"### {length['frames']} frames ({length['clips']} clips, {length['questions']} questions)", ""]
         lines.append(
             "| way | "
             + " | ".join(TASKS)
-            + " | all | relative | p vs. full | p vs. uniform | p vs. random | cache, KiB |"
+            + " | all | relative | p vs. full | "
+            + "".join(f"p vs. {name} | " for name in baselines)
+            + "cache, KiB |"
         )
-        lines.append("|---" * (len(TASKS) + 7) + "|")
-        lines += [_row(way, values) for way, values in length["ways"].items()]
+        lines.append("|---" * (len(TASKS) + 5 + len(baselines)) + "|")
+        lines += [_row(way, values, baselines) for way, values in length["ways"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _row(way: str, values: dict[str, Any]) -> str:
+def _row(way: str, values: dict[str, Any], baselines: list[str]) -> str:
     cells = [way, *(f"{values['tasks'][task]:.0%}" if task in values["tasks"] else "" for task in TASKS)]
     cells.append(f"{values['accuracy']:.1%}")
     if "relative" in values:
@@ -95,7 +98,7 @@ def _row(way: str, values: dict[str, Any]) -> str:
         cells.append(f"{values['relative']:.1%} ({low:.0%} to {high:.0%})")
     else:
         cells.append("")
-    for name in ("p_against_full", *(f"p_against_{baseline}" for baseline in _BASELINES)):
+    for name in ("p_against_full", *(f"p_against_{baseline}" for baseline in baselines)):
         cells.append(f"{values[name]:.2g}" if name in values else "")
     cells.append(f"{values['mean_cache_bytes'] / 1024:.0f}")
     return "| " + " | ".join(cells) + " |"

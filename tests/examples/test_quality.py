@@ -45,7 +45,7 @@ def options(checkpoint: Path, folder: Path) -> list[str]:
     return [*SMALL, "--model", str(checkpoint), "--work", str(folder / "work"), "--output", str(folder / "out")]
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES.keys() & quickprefill.hosts.FAMILIES.keys()))
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() & quickprefill.FAMILIES.keys()))
 def test_a_run_reads_real_files_and_writes_its_results(checkpoints, name, tmp_path):
     pytest.importorskip("matplotlib")
     summary = quality.main(options(checkpoints[name], tmp_path))
