@@ -191,6 +191,15 @@ def test_any_group_size_gives_the_same_cubes(group_frames):
     torch.testing.assert_close(torch.stack(output.logits), torch.stack(expected.logits), atol=1e-5, rtol=1e-4)
 
 
+def test_the_report_says_where_cubes_begin():
+    model, inputs = tiny_model(), make_inputs(prompt(3, CLIP, 5))
+    pixels = inputs["pixel_values_videos"].view(8, 16, -1)
+    pixels[:3], pixels[3:6], pixels[6:] = pixels[:1].clone(), pixels[3:4].clone(), pixels[6:7].clone()
+    _, report = answers(model, inputs, policy=Cubes(5, alpha=1.0), group_frames=4, trace=True)
+    (cut,) = [one for one in report.kept_places if one.stage == "compress"]
+    assert (cut.places // (cut.grid[1] * cut.grid[2])).unique().tolist() == [0, 3, 6]
+
+
 def test_a_score_prunes_behind_it():
     model, inputs = tiny_model(), make_inputs(prompt(3, CLIP, 5))
     _, report = answers(model, inputs, keep=0.25, policy=(Cubes(4), KeyNorm()))
