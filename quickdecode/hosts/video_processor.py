@@ -24,7 +24,7 @@ import torch
 
 from ..errors import HostError
 from ..lazy.rows import Piece
-from ..lazy.tensor import LazyTensor, joined
+from ..lazy.tensor import LazyTensor
 from .replace import Replacements
 
 SERVED = {
@@ -86,7 +86,7 @@ def _lazily(holder: Any) -> Preprocess:
         pixels, grids = [pixels for pixels, _ in each], [grid for _, grid in each]
         from transformers.image_processing_utils import BatchFeature
 
-        data = {PIXELS: joined(pixels) if len(pixels) > 1 else pixels[0], GRID: torch.cat(grids)}
+        data = {PIXELS: torch.cat(pixels) if len(pixels) > 1 else pixels[0], GRID: torch.cat(grids)}
         return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 
     return _preprocess

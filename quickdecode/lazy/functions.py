@@ -1,14 +1,18 @@
 """Which of torch's functions leave a LazyTensor lazy; any other makes the whole tensor.
 
-A function here is called with a LazyTensor that has not been made as its first argument, and may answer NotImplemented.
+A function of METHODS is called with a LazyTensor that has not been made as its first argument, one of JOINING with a
+list that holds one; both may answer NotImplemented.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
+
+from .rows import Held, Piece
 
 __all__ = ["FACTS", "JOINING", "METHODS"]
 
@@ -55,7 +59,7 @@ def _getitem(self: Any, index: Any) -> Any:
     if isinstance(index, int) and not isinstance(index, bool) and -len(self) <= index < len(self):
         return self.item_at(index % len(self))
     if isinstance(index, slice) and all(
-        part is None or isinstance(part, int) for part in (index.start, index.stop, index.step)
+        part is None or isinstance(part, Integral) for part in (index.start, index.stop, index.step)
     ):
         start, stop, step = index.indices(len(self))
         if step == 1 and start < stop:
@@ -76,10 +80,62 @@ def _split(self: Any, sizes: Any, dim: int = 0) -> Any:
     return tuple(self.cut(stop - size, stop) for size, stop in zip(sizes, stops, strict=True))
 
 
+def _unbind(self: Any, dim: int = 0) -> Any:
+    return tuple(map(self.item_at, range(len(self)))) if dim == 0 and self.depth > 1 else NotImplemented
+
+
+def _unsqueeze(self: Any, dim: int) -> Any:
+    return self.laid_out((1, *self.shape)) if dim == 0 and self.pieces is not None else NotImplemented
+
+
+def _flatten(self: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    if (start_dim, end_dim) != (0, 1) or self.ndim < 2 or self.depth != self.shape[1]:
+        return NotImplemented
+    return self.laid_out((self.shape[0] * self.shape[1], *self.shape[2:]))
+
+
+def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
+    parts = list(tensors)
+    if dim != 0 or options or len({part.shape[1:] for part in parts}) != 1:
+        return NotImplemented
+    return _joined(parts, (sum(map(len, parts)), *parts[0].shape[1:]))
+
+
+def _stack(tensors: Any, dim: int = 0, **options: Any) -> Any:
+    parts = list(tensors)
+    if dim != 0 or options or len({part.shape for part in parts}) != 1 or not all(_is_lazy(part) for part in parts):
+        return NotImplemented
+    return _joined(parts, (len(parts), *parts[0].shape))
+
+
+def _joined(parts: list[Any], shape: tuple[int, ...]) -> Any:
+    """The rows of all parts, those of real tensors too, if they are alike."""
+    lazy = [part for part in parts if _is_lazy(part)]
+    kinds = {(part.dtype, part.device) for part in parts}
+    if not lazy or len(kinds) != 1 or len({(part.casts, part.depth) for part in lazy}) != 1:
+        return NotImplemented
+    first, pieces = lazy[0], []
+    for part in parts:
+        if _is_lazy(part):
+            pieces += part.pieces
+        elif first.casts or part.requires_grad:  # casts would go over its rows too
+            return NotImplemented
+        else:
+            count = len(part) * first.depth
+            pieces.append(Piece(Held(part.detach().clone().reshape(count, -1)), 0, count))
+    return first.with_rows(tuple(pieces), shape)
+
+
+def _is_lazy(part: Any) -> bool:
+    return getattr(part, "pieces", None) is not None and part.known() is None
+
+
 def _repeat(self: Any, *sizes: Any) -> Any:
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     lazily = self.pieces is not None and len(sizes) == self.ndim and sizes[0] > 0
-    return self.repeated(sizes[0]) if lazily and set(sizes[1:]) <= {1} else NotImplemented
+    if not lazily or not set(sizes[1:]) <= {1}:
+        return NotImplemented
+    return self.with_rows(self.pieces * sizes[0], (len(self) * sizes[0], *self.shape[1:]))
 
 
 def _own_memory(self: Any, *, memory_format: Any = None) -> Any:
@@ -108,9 +164,20 @@ METHODS: dict[Any, Callable[..., Any]] = {
     _T.split: _split,
     torch.split: _split,
     _T.repeat: _repeat,
+    _T.unbind: _unbind,  # and so iterating
+    torch.unbind: _unbind,
+    _T.unsqueeze: _unsqueeze,
+    torch.unsqueeze: _unsqueeze,
+    _T.flatten: _flatten,
+    torch.flatten: _flatten,
 }
 
-JOINING = {torch.cat, torch.concat, torch.concatenate}
+JOINING: dict[Any, Callable[..., Any]] = {
+    torch.cat: _cat,
+    torch.concat: _cat,
+    torch.concatenate: _cat,
+    torch.stack: _stack,
+}
 """Functions of a list of tensors."""
 
 FACTS = {

@@ -1,8 +1,8 @@
 """LazyTensor: a tensor whose rows are still being made; anything that needs its values gets a real tensor.
 
-Shape, dtype and device are known from the start. Moving, casting, joining and cutting along the first dimension give
-another LazyTensor; every other use makes the whole tensor, once, and from then on works on that. A reader that goes
-through the rows in order and wants only some at a time calls three methods instead, which no other tensor has:
+Shape, dtype and device are known from the start. Moving, casting, joining, stacking and cutting along the first
+dimension give another LazyTensor; every other use makes the whole tensor, once, and from then on works on that. Who
+goes through the rows in order and wants only some at a time calls three methods instead, which no other tensor has:
 
     rows(start, stop, device)   rows [start, stop), on a device
     same_rows(other)            whether two are known to hold the same values, without making them
@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from .functions import FACTS, JOINING, METHODS
 from .memory import refuse_memory
-from .rows import Held, Piece
+from .rows import Piece
 
+View: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From a real tensor to another that shares its memory."""
 PART_BYTES = 32 << 20
 """How much of a real tensor is made at a time."""
 
@@ -31,11 +33,12 @@ class LazyTensor(torch.Tensor):
     """See the module; functions.py says which functions leave it lazy."""
 
     pieces: tuple[Piece, ...] | None
-    """What the rows are, joined; None for an item of another."""
-    _casts: tuple[torch.dtype, ...]
+    """What the rows are, joined, several of them for each along the first dimension if it is a stack; None for a single
+    row of another."""
+    casts: tuple[torch.dtype, ...]
     _real: torch.Tensor | None
     _whole: LazyTensor | None
-    _place: Any
+    _view: View
 
     @staticmethod
     def __new__(
@@ -46,19 +49,19 @@ class LazyTensor(torch.Tensor):
         device: torch.device,
         casts: tuple[torch.dtype, ...] = (),
         base: LazyTensor | None = None,
-        index: Any = None,
+        view: View = torch.Tensor.detach,
     ) -> LazyTensor:
         """
         Args:
-            pieces: what the rows are, joined; None for an item of `base`.
+            pieces: what the rows are, joined; None for a row of `base`.
             shape, dtype, device: of the whole.
             casts: dtypes that the pieces' rows go through.
-            base: the tensor whose memory it shares, as base[index].
+            base: the tensor whose memory it shares, as view(base).
         """
         _hide_from_compiler()
         self = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         refuse_memory(self)
-        self.pieces, self._casts, self._whole, self._place = pieces, casts, base, index
+        self.pieces, self.casts, self._whole, self._view = pieces, casts, base, view
         self._real = None
         lazy: LazyTensor = self
         return lazy
@@ -71,9 +74,20 @@ class LazyTensor(torch.Tensor):
             known = self.made()
         if known is not None:
             return known[start:stop].to(device)
-        parts = [piece.source.take(piece.start, piece.stop, device) for piece in self._between(start, stop)]
+        rows = self._rows(start * self.depth, stop * self.depth, device)
+        return rows.reshape(len(rows) // self.depth, *self.shape[1:])
+
+    @property
+    def depth(self) -> int:
+        """Rows in each place along the first dimension: 1, or more if this is a stack."""
+        return sum(map(len, self.pieces)) // len(self) if self.pieces else 1
+
+    def _rows(self, start: int, stop: int, device: torch.device) -> torch.Tensor:
+        """Rows [start, stop) of all places one after the other, each in one dimension."""
+        taken = (piece.source.take(piece.start, piece.stop, device) for piece in self._between(start, stop))
+        parts = [rows.reshape(len(rows), -1) for rows in taken]
         rows = torch.cat(parts) if len(parts) != 1 else parts[0]
-        for dtype in self._casts:
+        for dtype in self.casts:
             rows = rows.to(dtype)
         return rows
 
@@ -83,7 +97,7 @@ class LazyTensor(torch.Tensor):
             return True
         if not isinstance(other, LazyTensor) or self.pieces is None or self.known() is not None:
             return False
-        return self.pieces == other.pieces and self._casts == other._casts and other.known() is None
+        return self.pieces == other.pieces and self.casts == other.casts and other.known() is None
 
     def close(self) -> None:
         """Stop what is being made ahead."""
@@ -94,14 +108,14 @@ class LazyTensor(torch.Tensor):
         """The real tensor if it has been made, by this tensor or by the one it is a part of."""
         if self._real is None and self._whole is not None:
             whole = self._whole.known()
-            self._real = None if whole is None else whole[self._place]
+            self._real = None if whole is None else self._view(whole)
         return self._real
 
     def made(self) -> torch.Tensor:
         """The real tensor; made now if need be."""
         if self.known() is None:
             if self._whole is not None:
-                self._real = self._whole.made()[self._place]
+                self._real = self._view(self._whole.made())
             else:
                 self._real = self._gathered()
         assert self._real is not None
@@ -110,14 +124,15 @@ class LazyTensor(torch.Tensor):
     def _gathered(self) -> torch.Tensor:
         assert self.pieces is not None
         whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        row_bytes = max(whole[:1].nbytes, 1)
+        flat = whole.view(sum(map(len, self.pieces)), -1)
+        row_bytes = max(flat[:1].nbytes, 1)
         begin = 0
         for piece in self.pieces:
             step = piece.source.step
             part = max(PART_BYTES // row_bytes // step, 1) * step
             for start in range(begin, begin + len(piece), part):
                 stop = min(start + part, begin + len(piece))
-                whole[start:stop] = self.rows(start, stop)
+                flat[start:stop] = self._rows(start, stop, self.device)
             begin += len(piece)
         return whole
 
@@ -131,31 +146,40 @@ class LazyTensor(torch.Tensor):
 
     def cut(self, start: int, stop: int) -> LazyTensor:
         """Rows [start, stop), sharing memory with this one."""
-        pieces = None if self.pieces is None else tuple(self._between(start, stop))
-        shape = (stop - start, *self.shape[1:])
-        return LazyTensor(pieces, shape, self.dtype, self.device, self._casts, self, slice(start, stop))
+        each = self.depth
+        pieces = None if self.pieces is None else tuple(self._between(start * each, stop * each))
+        return self._shared(pieces, (stop - start, *self.shape[1:]), lambda whole: whole[start:stop])
 
-    def item_at(self, row: int) -> LazyTensor:
-        """One row without the first dimension, sharing memory with this one."""
-        return LazyTensor(None, self.shape[1:], self.dtype, self.device, (), self, row)
+    def item_at(self, place: int) -> LazyTensor:
+        """What lies in one place of the first dimension, sharing memory with this one."""
+        each = self.depth
+        pieces = tuple(self._between(place * each, (place + 1) * each)) if each > 1 else None
+        return self._shared(pieces, self.shape[1:], lambda whole: whole[place])
+
+    def laid_out(self, shape: Sequence[int]) -> LazyTensor:
+        """The same rows in a shape that only counts them otherwise, sharing memory with this one."""
+        return self._shared(self.pieces, shape, lambda whole: whole.view(shape))
+
+    def _shared(self, pieces: tuple[Piece, ...] | None, shape: Sequence[int], view: View) -> LazyTensor:
+        return LazyTensor(pieces, shape, self.dtype, self.device, self.casts, self, view)
 
     def alias(self) -> LazyTensor:
         """The same rows, sharing memory with this one, without its gradients."""
-        alias = LazyTensor(self.pieces, self.shape, self.dtype, self.device, self._casts, self, ...)
+        alias = self._shared(self.pieces, self.shape, lambda whole: whole[...])
         if (known := self.known()) is not None:
             alias.pieces, alias._whole, alias._real = None, None, known.detach()
         return alias
 
-    def repeated(self, count: int) -> LazyTensor:
-        """`count` times the same rows."""
-        return joined([self] * count)
+    def with_rows(self, pieces: tuple[Piece, ...], shape: Sequence[int]) -> LazyTensor:
+        """A tensor of this kind with other rows, in memory of its own."""
+        return LazyTensor(pieces, shape, self.dtype, self.device, self.casts)
 
     def copied(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor with the same values in memory of its own."""
         device, dtype = device or self.device, dtype or self.dtype
         if self.pieces is None:
             return self.made().to(device, dtype, copy=True)
-        casts = self._casts if dtype == self.dtype else (*self._casts, dtype)
+        casts = self.casts if dtype == self.dtype else (*self.casts, dtype)
         return LazyTensor(self.pieces, self.shape, dtype, device, casts)
 
     def __hash__(self) -> int:
@@ -185,7 +209,7 @@ class LazyTensor(torch.Tensor):
         kwargs = kwargs or {}
         answer = NotImplemented
         if func in JOINING:
-            answer = _cat(*args, **kwargs)
+            answer = JOINING[func](*args, **kwargs)
         elif func is torch.Tensor.detach:
             answer = args[0].alias()
         elif args and isinstance(args[0], LazyTensor) and args[0].known() is None:
@@ -214,25 +238,6 @@ def _hide_from_compiler() -> None:
     """
     function = vars(LazyTensor)["__torch_function__"].__func__
     LazyTensor.__torch_function__ = classmethod(torch.compiler.disable(function))  # type: ignore[assignment, no-untyped-call]
-
-
-def joined(parts: Sequence[torch.Tensor]) -> LazyTensor:
-    """torch.cat(parts) of tensors that agree in dtype, device and all but the first dimension."""
-    pieces: list[Piece] = []
-    for part in parts:
-        lazy = part if isinstance(part, LazyTensor) and part.known() is None else None
-        pieces += (lazy.pieces or ()) if lazy is not None else (Piece(Held(_real(part)), 0, len(part)),)
-    casts = next((part._casts for part in parts if isinstance(part, LazyTensor)), ())
-    shape = (sum(len(piece) for piece in pieces), *parts[0].shape[1:])
-    return LazyTensor(tuple(pieces), shape, parts[0].dtype, parts[0].device, casts)
-
-
-def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
-    parts = list(tensors)
-    lazy = [part for part in parts if isinstance(part, LazyTensor) and part.known() is None and part.pieces is not None]
-    kinds = {(part.dtype, part.device, part.shape[1:], part._casts) for part in lazy}
-    simple = len(lazy) == len(parts) and len(kinds) == 1 and dim == 0 and not options
-    return joined(parts) if simple else NotImplemented
 
 
 def _real(value: Any) -> Any:
