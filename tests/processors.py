@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.families import AUDIO, AUDIO_END, AUDIO_START, FIRST_EXTRA
+from tests.families import AUDIO, AUDIO_END, AUDIO_START, FIRST_EXTRA, VIDEO_END, VIDEO_START
 from tests.tiny import FIRST_WORD, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB
 
 _LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,:?<>\n"
@@ -61,6 +61,62 @@ def omni(**sizes: Any) -> Any:
         Qwen2VLVideoProcessor(**sizes, do_sample_frames=False),
         WhisperFeatureExtractor(feature_size=8, chunk_length=6),
         tokenizer(_OMNI, **_OMNI_NAMES),
+    )
+
+
+_CHAT = (
+    "{%% for message in messages %%}\n{{ message['role'] }}{%% for part in message['content'] %%}"
+    "{%% if part['type'] == 'text' %%}{{ part['text'] }}{%% else %%}%s{%% endif %%}"
+    "{%% endfor %%}{%% endfor %%}{%% if add_generation_prompt %%}\nassistant{%% endif %%}"
+)
+"""Of a turn, with what stands for a video; the roles' tokens are left away."""
+_GLM = {
+    "<|endoftext|>": PAD,
+    "<|begin_of_image|>": VISION_START,
+    "<|end_of_image|>": VISION_END,
+    "<|image|>": IMAGE,
+    "<|video|>": VIDEO,
+    "<|begin_of_video|>": VIDEO_START,
+    "<|end_of_video|>": VIDEO_END,
+}
+
+
+def glm(family: str, **options: Any) -> Any:
+    """GLM-4.1V's, 4.5V's or 4.6V's; `options` are its video processor's. After chat_template.jinja of
+    zai-org/GLM-4.1V-9B-Thinking."""
+    from transformers import (
+        Glm4vImageProcessor,
+        Glm4vProcessor,
+        Glm4vVideoProcessor,
+        Glm46VProcessor,
+        Glm46VVideoProcessor,
+    )
+
+    kind, videos = (
+        (Glm46VProcessor, Glm46VVideoProcessor) if family == "glm46v" else (Glm4vProcessor, Glm4vVideoProcessor)
+    )
+    size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 24 * 8}
+    return kind(
+        Glm4vImageProcessor(patch_size=4, size=size),
+        tokenizer(_GLM),
+        videos(**{"patch_size": 4, "size": size, "do_sample_frames": False, **options}),
+        chat_template=_CHAT % "<|begin_of_video|><|video|><|end_of_video|>",
+    )
+
+
+_VIDEO_LLAMA_3 = {"<|endoftext|>": PAD, "<image>": IMAGE, "<|video_pad|>": VIDEO}
+
+
+def video_llama_3(**options: Any) -> Any:
+    """VideoLLaMA3's; `options` are its video processor's. After chat_template.jinja of DAMO-NLP-SG/VideoLLaMA3-7B."""
+    from transformers import VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor
+
+    size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 24 * 64}
+    return VideoLlama3Processor(
+        VideoLlama3ImageProcessor(patch_size=4, size=size),
+        tokenizer(_VIDEO_LLAMA_3, image_token="<image>", video_token="<|video_pad|>"),
+        VideoLlama3VideoProcessor(**{"patch_size": 4, "size": size, **options}),
+        chat_template=_CHAT % "<|video_pad|>\n",
     )
 
 

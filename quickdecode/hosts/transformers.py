@@ -29,6 +29,7 @@ from ..read import Choice
 from ..source.source import VideoSource, is_web
 from . import target
 from .replace import Replacements
+from .video_processor import needs_whole, warn_once
 
 NAME = "quickdecode"
 SEAMS = {
@@ -82,6 +83,7 @@ def read_video_quickdecode(
     """
     utils, _ = _modules()
     metadata: Any = None
+    stream = stream and _can_stream()
     how = None if resize != "fast" and target.resizes_elsewhere() else target.interpolation()
     calling = copy_context()  # the frames of a stream may be chosen again after this call
 
@@ -106,6 +108,18 @@ def read_video_quickdecode(
     ours = "fast" if resize == "fast" else "antialiased"
     video = read_or_stream(video_path, choose, Options.of(interpolation=how or "bicubic", resize=ours), stream=stream)
     return video.frames, metadata
+
+
+def _can_stream() -> bool:
+    """Whether the running processor, if any, takes frames as they come; says so if not."""
+    running = target.call.get()
+    if running is None:
+        return True
+    processor, _, given = running
+    reason = needs_whole(processor, given)
+    if reason is not None:
+        warn_once(reason)
+    return reason is None
 
 
 def _fetch_videos(utils: Any) -> Callable[..., Any]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from quickprefill.errors import InputError
 from quickprefill.hosts.frames import patches_along
 from quickprefill.hosts.pictures import PicturesHost
+from quickprefill.prompt.streamed import StreamedPixels
 
 __all__ = ["SmolVLM"]
 
@@ -50,7 +52,9 @@ class SmolVLM(PicturesHost):
         if call.get("pixel_values") is None or mask is None:
             return False
         rows = zip(self.pixels(call), mask, strict=True)
-        return not all(bool(seen[_present(row)].all()) for row, seen in rows)
+        return not all(
+            bool((seen if isinstance(row, StreamedPixels) else seen[_present(row)]).all()) for row, seen in rows
+        )
 
     def num_frames(self, leads: Sequence[list[int]]) -> int:
         # The lead of the second frame: marker, line break, "Frame from ", "00:01:" digit by digit, two markers.
@@ -73,11 +77,18 @@ class SmolVLM(PicturesHost):
         return [_without_filling(row) for row in self.pixels(call)]
 
     def features_of(self, core: Any, call: Mapping[str, Any], pixels: torch.Tensor) -> Any:
+        if not bool(_present(pixels).all()):
+            raise InputError(
+                "a frame of a video that is still being read has only zeros, which the model takes for no frame; pass "
+                "what the processor gives without streaming, or let it normalize frames"
+            )
         return core.get_image_features(pixels[None], return_dict=True)
 
 
 def _present(row: torch.Tensor) -> torch.Tensor:
-    """(n,) which of a row's pictures there are; zeros fill it up."""
+    """(n,) which of a row's pictures there are; zeros fill it up, but no row that is still being read."""
+    if isinstance(row, StreamedPixels):
+        return torch.ones(row.shape[0], dtype=torch.bool, device=row.device)
     return (row != 0).flatten(1).any(dim=1)
 
 

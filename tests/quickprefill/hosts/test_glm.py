@@ -5,9 +5,9 @@ import torch
 
 import quickprefill
 from quickprefill.hosts.glm import GLM_4_1V
-from tests.families import FAMILIES, VIDEO_END, VIDEO_START, build_inputs
-from tests.processors import clip, tokenizer
-from tests.tiny import IMAGE, PAD, VIDEO, VISION_END, VISION_START, Clip, prompt
+from tests.families import FAMILIES, build_inputs
+from tests.processors import clip, glm
+from tests.tiny import VIDEO, Clip, prompt
 
 MIXED = [prompt(2, Clip((1, 4, 6), image=True), 3, Clip((5, 4, 4)), 1, Clip((1, 8, 4), image=True), 4)]
 
@@ -67,38 +67,8 @@ def test_a_token_passes_two_experts_and_the_shared_one():
     assert quickprefill.FAMILIES["glm4v_moe"].geometry(model.model).mlp == 3 * 32
 
 
-SPECIALS = {
-    "<|endoftext|>": PAD,
-    "<|begin_of_image|>": VISION_START,
-    "<|end_of_image|>": VISION_END,
-    "<|image|>": IMAGE,
-    "<|video|>": VIDEO,
-    "<|begin_of_video|>": VIDEO_START,
-    "<|end_of_video|>": VIDEO_END,
-}
 # As chat_template.jinja of zai-org/GLM-4.1V-9B-Thinking lays a user's turn out, roles and thinking left away.
 VIDEO_PART = "<|begin_of_video|><|video|><|end_of_video|>"
-IMAGE_PART = "<|begin_of_image|><|image|><|end_of_image|>"
-
-
-def processor(family):
-    from transformers import (
-        Glm4vImageProcessor,
-        Glm4vProcessor,
-        Glm4vVideoProcessor,
-        Glm46VProcessor,
-        Glm46VVideoProcessor,
-    )
-
-    kind, videos = (
-        (Glm46VProcessor, Glm46VVideoProcessor) if family == "glm46v" else (Glm4vProcessor, Glm4vVideoProcessor)
-    )
-    size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 24 * 8}
-    return kind(
-        Glm4vImageProcessor(patch_size=4, size=size),
-        tokenizer(SPECIALS),
-        videos(patch_size=4, size=size, do_sample_frames=False),
-    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -106,7 +76,7 @@ def processor(family):
 def test_prompts_of_the_real_processor(family):
     model = FAMILIES[family].model()
     metadata = [{"fps": 1, "total_num_frames": 8, "frames_indices": list(range(8))}] * 2
-    inputs = processor(family)(
+    inputs = glm(family)(
         text=[f"\nuser{VIDEO_PART}and {VIDEO_PART}what is new?"],
         videos=[clip(8), clip(8, seed=1)],
         video_metadata=metadata,

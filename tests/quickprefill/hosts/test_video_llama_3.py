@@ -6,8 +6,8 @@ import torch
 import quickprefill
 from quickprefill.hosts.video_llama_3 import VideoLLaMA3
 from tests.families import FAMILIES, build_inputs
-from tests.processors import clip, tokenizer
-from tests.tiny import IMAGE, PAD, VIDEO, Clip, prompt
+from tests.processors import clip, video_llama_3
+from tests.tiny import VIDEO, Clip, prompt
 
 FAMILY = "video_llama_3"
 
@@ -69,22 +69,6 @@ def test_a_mask_of_other_videos_is_named(model, inputs):
         model.generate(**full, max_new_tokens=2)
 
 
-SPECIALS = {"<|endoftext|>": PAD, "<image>": IMAGE, "<|video_pad|>": VIDEO}
-NAMES = {"image_token": "<image>", "video_token": "<|video_pad|>"}
-
-
-@pytest.fixture(scope="module")
-def processor():
-    from transformers import VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor
-
-    size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 24 * 64}
-    return VideoLlama3Processor(
-        VideoLlama3ImageProcessor(patch_size=4, size=size),
-        tokenizer(SPECIALS, **NAMES),
-        VideoLlama3VideoProcessor(patch_size=4, size=size),
-    )
-
-
 @pytest.fixture(scope="module")
 def still():
     """Frames half of which stay as they were in the frame before."""
@@ -96,8 +80,8 @@ def still():
 # As chat_template.jinja of DAMO-NLP-SG/VideoLLaMA3-7B lays a user's turn out, roles left away.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("compression", [True, False])
-def test_prompts_of_the_real_processor(model, processor, still, compression):
-    inputs = processor(
+def test_prompts_of_the_real_processor(model, still, compression):
+    inputs = video_llama_3()(
         text=["<|video_pad|>\nand <|video_pad|>\nwhat moves?"],
         videos=[still, clip(2, seed=1)],
         use_token_compression=compression,
