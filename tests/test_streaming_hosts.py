@@ -18,7 +18,7 @@ from quickdecode.hosts import video_processor
 from quickdecode.lazy import frames
 from quickdecode.lazy.tensor import LazyTensor
 from tests import frame_families
-from tests.families import FAMILIES
+from tests.families import ENCODES_FIRST, FAMILIES
 from tests.processors import glm, omni, video_llama_3
 from tests.quickprefill.calls import generate
 
@@ -143,8 +143,9 @@ def test_beams(family, processor, model, clip):
     with quickprefill.patched(model, keep=0.5, group_frames=4):
         expected = generate(model, plain, num_beams=3)
         assert torch.equal(generate(model, streamed, num_beams=3).sequences, expected.sequences)
-        assert quickprefill.report(model).prompts == 1
-    assert is_lazy(pixels_of(streamed))
+        if ENCODES_FIRST or family != "internvl":  # up to 5.17 generate() repeats each of its frames, a row of its own
+            assert quickprefill.report(model).prompts == 1
+            assert is_lazy(pixels_of(streamed))
 
 
 def test_a_chat(family, processor, model, clip):

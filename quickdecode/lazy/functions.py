@@ -138,6 +138,13 @@ def _repeat(self: Any, *sizes: Any) -> Any:
     return self.with_rows(self.pieces * sizes[0], (len(self) * sizes[0], *self.shape[1:]))
 
 
+def _repeat_interleave(self: Any, repeats: Any, dim: int | None = None, *, output_size: int | None = None) -> Any:
+    if self.depth == 1 or not isinstance(repeats, int) or repeats < 1 or dim != 0:
+        return NotImplemented  # repeating single rows would make each as often
+    pieces = (self.item_at(place).pieces * repeats for place in range(len(self)))
+    return self.with_rows(sum(pieces, ()), (len(self) * repeats, *self.shape[1:]))
+
+
 def _own_memory(self: Any, *, memory_format: Any = None) -> Any:
     return self.copied() if _in_rows(memory_format) else NotImplemented
 
@@ -164,6 +171,8 @@ METHODS: dict[Any, Callable[..., Any]] = {
     _T.split: _split,
     torch.split: _split,
     _T.repeat: _repeat,
+    _T.repeat_interleave: _repeat_interleave,
+    torch.repeat_interleave: _repeat_interleave,
     _T.unbind: _unbind,  # and so iterating
     torch.unbind: _unbind,
     _T.unsqueeze: _unsqueeze,

@@ -49,6 +49,7 @@ KEPT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "cast": lambda t: t.to(torch.bfloat16)[1],
     "copied": lambda t: copy.deepcopy(t).float(),
     "repeated": lambda t: t.repeat(3, 1, 1, 1, 1)[4],
+    "each repeated": lambda t: t.repeat_interleave(3, dim=0)[2:4],
     "joined": lambda t: torch.cat([t, t[:1]])[2],
     "stacked again": lambda t: torch.stack([t[1], t[0]]),
     "flat": lambda t: t.flatten(0, 1)[15:25],
@@ -78,6 +79,8 @@ MADE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "along another dimension": lambda t: torch.cat([t, t], dim=1),
     "joined with another dtype": lambda t: torch.cat([t, torch.ones(1, 20, 3, *SIZE)]),
     "a cast with a tensor": lambda t: torch.cat([t.half().float(), torch.full((1, 20, 3, *SIZE), 1 / 3)]),
+    "each repeated as often as a tensor says": lambda t: t.repeat_interleave(torch.tensor([1, 2]), dim=0),
+    "frames repeated": lambda t: t[0].repeat_interleave(2, dim=0),
     "repeated inside": lambda t: t.repeat(1, 2, 1, 1, 1),
     "mean of each": lambda t: torch.stack([video.float().mean() for video in t]),
 }
