@@ -40,9 +40,9 @@ VIDEO_PROCESSOR = VideoProcessor()
 def register(*hosts: str, stream: bool = False, resize: str = "antialiased") -> list[str]:
     """Make these libraries (by default all supported ones that are installed) read videos with quickdecode.
 
-    With `stream`, videos are returned at once, as tensors whose frames are still being decoded. A processor of the
-    Qwen families passes them on as such, and a model that prefills by groups takes frames as they come; whatever
-    else touches such a tensor waits for the whole video.
+    With `stream`, videos are returned at once, as tensors whose frames are still being decoded. transformers' video
+    processors pass them on as such, and a model that prefills by groups takes frames as they come; whatever else
+    touches such a tensor waits for the whole video. Which processors: examples/guides/reading.md.
 
     Frames are resized on the threads that decode them, to the size that the library would resize them to. `resize`
     says how: "antialiased", which is bit for bit what transformers makes of full-size frames and 0.1 to 0.5 grey
