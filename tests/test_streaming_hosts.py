@@ -7,18 +7,21 @@ import functools
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from qwen_vl_utils import process_vision_info
 
 import quickdecode
 import quickprefill
+from quickdecode import stream
 from quickdecode.decode import ring
 from quickdecode.hosts import video_processor
 from quickdecode.lazy import frames
 from quickdecode.lazy.tensor import LazyTensor
 from tests import frame_families
 from tests.families import ENCODES_FIRST, FAMILIES
+from tests.live_memory import PeakLiveBytes
 from tests.processors import glm, omni, video_llama_3
 from tests.quickprefill.calls import generate
 
@@ -77,9 +80,9 @@ def pixels_of(inputs):
     return inputs["pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"]
 
 
-def processed(family, processor, *prompts, stream=True, **options):
+def processed(family, processor, *prompts, streaming=True, **options):
     """What a script passes to the model. A prompt is a list of paths of videos, and words."""
-    quickdecode.register("transformers", stream=stream)
+    quickdecode.register("transformers", stream=streaming)
     told = {
         "text": [
             " ".join(processor.video_token if isinstance(part, Path) else part for part in prompt) for prompt in prompts
@@ -97,7 +100,7 @@ def processed(family, processor, *prompts, stream=True, **options):
 
 
 def both(family, processor, *prompts, **options):
-    return [processed(family, processor, *prompts, stream=stream, **options) for stream in (False, True)]
+    return [processed(family, processor, *prompts, streaming=streaming, **options) for streaming in (False, True)]
 
 
 def assert_streamed(plain, streamed):
@@ -153,8 +156,8 @@ def test_a_chat(family, processor, model, clip):
     content = [{"type": "video", "path": str(clip)}, {"type": "text", "text": "w1 w2"}]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
     given = []
-    for stream in (False, True):
-        quickdecode.register("transformers", stream=stream)
+    for streaming in (False, True):
+        quickdecode.register("transformers", stream=streaming)
         kwargs = {"do_sample_frames": True, **SAMPLED[family]}
         talk = [{"role": "user", "content": content}]
         given.append(processor.apply_chat_template(talk, processor_kwargs=kwargs, **options))
@@ -172,8 +175,8 @@ def test_images_between_videos(clip):
     processor, model = PROCESSORS["internvl"](), FAMILIES["internvl"].model()
     image = torch.arange(3 * 24 * 24).reshape(3, 24, 24).to(torch.uint8)
     given = []
-    for stream in (False, True):
-        quickdecode.register("transformers", stream=stream)
+    for streaming in (False, True):
+        quickdecode.register("transformers", stream=streaming)
         text = f"w1 {processor.image_token} w2 {processor.video_token} w3 {processor.image_token} w4"
         given.append(
             processor(
@@ -198,13 +201,70 @@ def test_omni(make_clip):
     video = {"type": "video", "video": str(make_clip("omni.mp4", frames=48)), "fps": 8.0}
     video |= {"resized_height": 56, "resized_width": 84}
     rows = {}
-    for stream in (False, True):
-        quickdecode.register(stream=stream)
+    for streaming in (False, True):
+        quickdecode.register(stream=streaming)
         _, videos = process_vision_info([{"role": "user", "content": [video]}])
         inputs = omni(do_resize=False)(
             text=["<|vision_bos|><|VIDEO|><|vision_eos|>"], videos=videos, return_tensors="pt"
         )
         pixels = inputs["pixel_values_videos"]
-        assert isinstance(pixels, LazyTensor) is stream
-        rows[stream] = pixels.rows(0, len(pixels)) if stream else pixels
+        assert isinstance(pixels, LazyTensor) is streaming
+        rows[streaming] = pixels.rows(0, len(pixels)) if streaming else pixels
     assert torch.equal(rows[True], rows[False])
+
+
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision", "smolvlm", "glm4v", "video_llama_3"])
+def test_memory_does_not_grow_with_the_video(family, make_clip, monkeypatch):
+    """Tensors and pictures that are alive at once while a video goes by in groups, counted in bytes."""
+    if family not in PROCESSORS:
+        pytest.skip("this transformers has no such model")
+    rings, peaks, wholes = [], [], []
+
+    class NotedRing(ring.Ring):
+        def __init__(self, *args):
+            super().__init__(*args)
+            rings.append(self.nbytes)
+
+    monkeypatch.setattr(stream, "Ring", NotedRing)
+    processor = PROCESSORS[family]()
+    for length in (60, 240):
+        path = make_clip(f"long-{length}.mp4", frames=length, size=(48, 80))
+        # GLM and VideoLLaMA3 have so many pixels for all frames together.
+        size = {"shortest_edge": 256, "longest_edge": 512 * length} if family in ("glm4v", "video_llama_3") else None
+        options = {"do_sample_frames": False, **({"size": size} if size else {})}
+        pixels = pixels_of(processed(family, processor, ["w1 ", path, " w2"], **options))
+        video = pixels[0] if pixels.ndim == 5 else pixels
+        part = 4 * len(video) // length
+        with PeakLiveBytes() as peak:
+            for start in range(0, len(video), part):
+                video.rows(start, start + part)
+        peaks.append(peak.bytes + rings[-1])
+        wholes.append(pixels.nbytes)
+        assert is_lazy(pixels)
+    assert len(rings) == 2, "one pass each"
+    assert wholes[1] == 4 * wholes[0]
+    assert peaks[1] <= peaks[0] < wholes[1]
+
+
+def test_dropped_and_refused_inputs_stop_decoding(clip, make_clip):
+    processor = PROCESSORS["llava_onevision"]()
+    streamed = processed("llava_onevision", processor, ["w1 ", clip, " w2"])
+    assert decoding() == 2
+    del streamed
+    assert decoding() == 0
+    short = make_clip("short.mp4", frames=20)
+    with pytest.raises((ValueError, RuntimeError)):  # videos of unequal length, as without streaming
+        processed("llava_onevision", processor, ["w1 ", clip, short, " w2"], do_sample_frames=False)
+    assert decoding() == 0
+
+
+def test_a_frame_of_zeros(make_clip):
+    """SmolVLM takes it for filling, and the stock model for an error too."""
+    if "smolvlm" not in PROCESSORS:
+        pytest.skip("this transformers has no SmolVLM")
+    black = make_clip("black.mp4", frames=60, draw=lambda number, height, width: np.zeros((height, width, 3), np.uint8))
+    processor, model = PROCESSORS["smolvlm"](), FAMILIES["smolvlm"].model()
+    inputs = processed("smolvlm", processor, ["w1 ", black, " w2"], do_normalize=False)
+    with quickprefill.patched(model, group_frames=4), pytest.raises(quickprefill.InputError, match="has only zeros"):
+        generate(model, inputs)
+    assert decoding() == 0
