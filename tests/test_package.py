@@ -38,7 +38,7 @@ ROOMS = {
     "quickprefill": [
         *("errors", "settings", "late", "prompt", "cache", "attention", "policies", "lvu", "config", "spread"),
         *("reporting", "hosts", "fits", "budget", "loop", "patch", "targets", "applying", "estimating"),
-        *("activation", "auto", "run", "hook"),
+        *("activation", "auto", "run", "hook", "integrations"),
     ],
 }
 """Package -> its folders and the modules beside them, from bottom to top; the package's own __init__ is above all."""
@@ -108,8 +108,8 @@ def test_the_packages_do_not_import_each_other():
             assert not any(name.split(".")[0] == other for name in imports(module)), module.__name__
 
 
-DOORS = ["quickprefill.activation"]
-"""What a launcher or a plugin flag starts, for both packages."""
+DOORS = ["quickprefill.activation", "quickprefill.integrations.lmms_eval"]
+"""What a launcher, a plugin flag or another program's entry point starts, for both packages."""
 
 
 def test_policies_never_see_a_model_and_families_never_a_policy():

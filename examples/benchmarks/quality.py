@@ -27,9 +27,7 @@ import quickdecode
 import quickprefill
 from examples.benchmarks.quality_report import plot, summarise, table
 from examples.needle.answering import Answerer
-from examples.needle.bursts import sample_bursts
-from examples.needle.clip import write_clip
-from examples.needle.scene import Difficulty, sample_scene
+from examples.needle.suite import clip_file, clip_scene
 from examples.needle.tasks import Question, ask
 from quickprefill import POLICIES, QuickPrefillConfig
 from quickprefill.policies import Cubes, PruneVid, VidCom2
@@ -59,6 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--group-frames", type=int, default=64)
     parser.add_argument("--frame-size", type=int, default=56, help="height and width that frames are resized to")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16; auto: the checkpoint's")
     parser.add_argument("--work", type=Path, default=Path(".cache/quality"), help="clips, and answers to resume from")
     parser.add_argument("--output", type=Path, default=Path("examples/benchmarks/results/quality"))
     arguments = parser.parse_args(argv)
@@ -79,7 +78,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     todo = [job for job in jobs if not answers_path(arguments.work, *job).exists()]
     if todo:
         quickdecode.register()
-        answerer = Answerer(arguments.model, frame_size=arguments.frame_size, device=arguments.device)
+        answerer = Answerer(
+            arguments.model, frame_size=arguments.frame_size, device=arguments.device, dtype=arguments.dtype
+        )
         try:
             for job in tqdm(todo, unit="clip", desc="clips", smoothing=0):
                 write_json(answers_path(arguments.work, *job), answer_clip(answerer, arguments, *job))
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the answers depend on."""
-    names = ("model", "policies", "keeps", "bursts", "spacing", "oversample", "group_frames", "frame_size")
+    names = ("model", "policies", "keeps", "bursts", "spacing", "oversample", "group_frames", "frame_size", "dtype")
     return {
         "format": FORMAT,
         "transformers": transformers.__version__,
@@ -135,13 +136,8 @@ def answers_path(work: Path, frames: int, clip: int) -> Path:
 
 def answer_clip(answerer: Answerer, arguments: argparse.Namespace, frames: int, clip: int) -> dict[str, Any]:
     """Every question about one clip, asked in every way."""
-    # Every other clip shows one symbol instead of two: the needle task, and the easier half of the shape task.
-    difficulty = Difficulty(frames=frames, spacing=arguments.spacing, lone=clip % 2 == 0)
-    bursts = arguments.bursts
-    scene = sample_bursts("test", clip, difficulty, bursts) if bursts else sample_scene("test", clip, difficulty)
-    path = arguments.work / "clips" / f"{frames:05d}-{clip:04d}.mp4"
-    if not path.exists():
-        write_clip(scene, path, oversample=arguments.oversample)
+    scene = clip_scene(frames, clip, spacing=arguments.spacing, bursts=arguments.bursts)
+    path = clip_file(arguments.work / "clips", scene, clip, oversample=arguments.oversample)
     video = answerer.watch(path, frames)
     questions = ask(scene)
     inputs = [answerer.prepare(video, question) for question in questions]

@@ -58,14 +58,14 @@ class Answer:
 class Answerer:
     """A checkpoint and its processor."""
 
-    def __init__(self, folder: str, *, frame_size: int, device: str = "cpu") -> None:
+    def __init__(self, folder: str, *, frame_size: int, device: str = "cpu", dtype: str = "auto") -> None:
         """Load a local folder or a hub name.
 
         Raises:
             CheckpointError: it takes no videos, or no frames of `frame_size` pixels a side.
         """
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder).to(device).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
         self.frame_size = frame_size
         token = getattr(self.model.config, "video_token_id", None)
         if token is None or getattr(self.processor, "video_processor", None) is None:

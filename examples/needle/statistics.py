@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["interval", "mcnemar", "relative_interval"]
+__all__ = ["interval", "mcnemar", "relative_interval", "sign_test"]
 
 _DRAWS = 2000
 
@@ -21,6 +21,15 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """
     better = int(np.sum(first.astype(bool) & ~second.astype(bool)))
     worse = int(np.sum(second.astype(bool) & ~first.astype(bool)))
+    return sign_test(better, worse)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided exact p-value of a split that is as uneven as this one, if both sides are equally likely.
+
+    >>> sign_test(6, 0)
+    0.03125
+    """
     total = better + worse
     tail = sum(math.comb(total, count) for count in range(min(better, worse) + 1)) / 2**total
     return min(1.0, 2 * tail)

@@ -89,7 +89,8 @@ def test_results_of_another_version_are_refused(checkpoint, tmp_path):
 def test_a_checkpoint_without_video_tokens_is_refused(tmp_path, checkpoint, monkeypatch):
     config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     monkeypatch.setattr(
-        "examples.needle.answering.AutoModelForImageTextToText.from_pretrained", lambda _: LlamaForCausalLM(config)
+        "examples.needle.answering.AutoModelForImageTextToText.from_pretrained",
+        lambda _, dtype: LlamaForCausalLM(config),
     )
     with pytest.raises(CheckpointError, match="model_type 'llama'.*no video token.*--model"):
         Answerer(str(checkpoint), frame_size=56)
