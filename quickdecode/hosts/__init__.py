@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..errors import HostError
 from ..opening import check_resize
+from .llamafactory import LlamaFactory
 from .qwen_vl_utils import QwenUtils
 from .transformers import Transformers
 from .video_processor import VideoProcessor
@@ -27,6 +28,7 @@ class Host(Protocol):
 
 
 HOSTS: dict[str, Host] = {
+    "llamafactory": LlamaFactory(),
     "qwen_omni_utils": QwenUtils("qwen_omni_utils", "qwen_omni_utils.v2_5.vision_process"),
     "qwen_vl_utils": QwenUtils("qwen_vl_utils", "qwen_vl_utils.vision_process"),
     "transformers": Transformers(),
