@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
 
-from quickprefill import late
+from quickprefill import late, release, versions
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError, InputError, QuickPrefillError
 from quickprefill.fits import check_layers, with_default_policy
-from quickprefill.hosts import Host, versions
+from quickprefill.hosts import Host
 from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
 from quickprefill.patch import ATTRIBUTE, install, live, uninstall
 from quickprefill.reporting import PrefillReport
@@ -149,8 +149,7 @@ def _patch(target: Any, host: Host, config: QuickPrefillConfig) -> None:
     head_class = target if isinstance(target, type) else type(target)
     head: dict[str, Callable[..., Any]] = {"forward": calls.head_forward, "extra_repr": _extra_repr}
     head |= host.overrides(head_class)
-    if hasattr(head_class, "_prepare_cache_for_generation"):
-        head["_prepare_cache_for_generation"] = calls.prepare_cache
+    head |= versions.overridable(head_class, {"_prepare_cache_for_generation": calls.prepare_cache})
     install(target, calls, head)
     install(core_of(target, host), calls, {"forward": calls.core_forward})
     kind, name = ("class", target.__name__) if isinstance(target, type) else ("model", type(target).__name__)
@@ -200,10 +199,9 @@ def _shown(config: QuickPrefillConfig, name: str) -> str:
 
 
 def _warn_if_untested(host: Host) -> None:
-    oldest, newest = map(versions.numbered, host.tested)
-    if not oldest <= versions.numbered(versions.INSTALLED) <= newest:
+    if release.is_untested(host.tested):
         logger.warning(
-            "transformers %s is outside the tested range %s; compare keep=1.0 with the stock model first",
-            versions.INSTALLED,
+            "transformers %s is newer than what is tested, %s; compare keep=1.0 with the stock model first",
+            release.INSTALLED,
             " to ".join(host.tested),
         )

@@ -3,6 +3,7 @@
 QuickPrefillError
 ├── ConfigError            a value of QuickPrefillConfig or of a policy that is out of range (also a ValueError)
 ├── UnsupportedModelError  a model, or a version of it, that no family covers (also a TypeError)
+│   └── UnsupportedReleaseError  a release of transformers that is too old (also an ImportError)
 ├── InputError             prompt, grids and pixels that do not fit together (also a ValueError)
 ├── MemoryBudgetError      a prompt that does not fit the device's free memory (also a MemoryError)
 └── CacheError             an operation that a pruned cache cannot do (also a RuntimeError)
@@ -15,6 +16,7 @@ __all__ = [
     "MemoryBudgetError",
     "QuickPrefillError",
     "UnsupportedModelError",
+    "UnsupportedReleaseError",
 ]
 
 
@@ -28,6 +30,10 @@ class ConfigError(QuickPrefillError, ValueError):
 
 class UnsupportedModelError(QuickPrefillError, TypeError):
     """A model that no family covers, or one that lacks a seam which the patch needs."""
+
+
+class UnsupportedReleaseError(UnsupportedModelError, ImportError):
+    """A release of transformers that is older than those served, in all or by one family; the message names these."""
 
 
 class InputError(QuickPrefillError, ValueError):

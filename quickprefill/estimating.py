@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from quickprefill import versions
 from quickprefill.applying import configured
 from quickprefill.budget.fit import fitted
 from quickprefill.budget.groups import check_slices
@@ -16,7 +17,6 @@ from quickprefill.budget.rows import batch_bytes
 from quickprefill.cache.layer import stored_tokens
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
-from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host
 from quickprefill.prompt.spans import Grid, find_videos
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from quickprefill.cache.host_layers import has_state
+from quickprefill import versions
 from quickprefill.config import DEFAULT_POLICY, QuickPrefillConfig
 from quickprefill.errors import ConfigError
 from quickprefill.hosts.base import Host
@@ -33,7 +33,7 @@ def check_layers(config: QuickPrefillConfig, layers: Sequence[Any]) -> None:
     for name, layer in named.items():
         if layer is not None and layer >= len(layers):
             raise ConfigError(f"{name} must be below the model's {len(layers)} decoder layers, got {layer}")
-    full = [index for index, layer in enumerate(layers) if not has_state(layer)]
+    full = [index for index, layer in enumerate(layers) if not versions.has_state(layer)]
     if not config.see_past and len(full) < len(layers):
         raise ConfigError(
             "see_past=False has no meaning for layers of linear attention, whose state is the past; use True"

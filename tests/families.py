@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
 import quickprefill
-from quickprefill.hosts import versions
+from quickprefill import release, versions
 from quickprefill.prompt.spans import Grid
 from tests import frame_families
 from tests.tiny import (
@@ -331,12 +332,19 @@ BUILT = {
 }
 
 
-FAMILIES = {
-    family: built
-    for family, built in BUILT.items()
-    if hasattr(versions.module_of(quickprefill.FAMILIES[family].module_name), quickprefill.FAMILIES[family].core_name)
-}
+def is_served(host: Any) -> bool:
+    """Whether the installed release of transformers has a family, and can be patched for it."""
+    return hasattr(versions.module_of(host.module_name), host.core_name) and not release.is_older_than(host.tested[0])
+
+
+FAMILIES = {family: built for family, built in BUILT.items() if is_served(quickprefill.FAMILIES[family])}
 """Those that the installed release of transformers can be patched for."""
+
+
+def skip_without(*families: str) -> None:
+    """Skip a test, or a whole file of them, about families that the installed release of transformers cannot serve."""
+    for family in set(families) - set(FAMILIES):
+        pytest.skip(f"transformers {release.INSTALLED} does not serve {family}", allow_module_level=True)
 
 
 def build_inputs(family: str, *prompts: list[int | Clip], seed: int = 1) -> dict[str, torch.Tensor]:
@@ -368,13 +376,13 @@ def build_inputs(family: str, *prompts: list[int | Clip], seed: int = 1) -> dict
             grids[part.image].append(part.grid)
         rows.append(row)
     inputs = lay_out(rows, pixels, grids)
-    inputs["input_ids"][inputs["mm_token_type_ids"] == 2] = built.video_id
+    inputs["input_ids"][inputs["input_ids"] == VIDEO] = built.video_id
     if built.sparse:
         for kind, own in (("image", grids[True]), ("video", grids[False])):
             inputs |= {f"{kind}_merge_sizes": torch.full((len(own),), MERGE)} if own else {}
         inputs |= {"video_compression_mask": torch.cat(masks)} if masks else {}
     if not built.types:
-        del inputs["mm_token_type_ids"]
+        inputs.pop("mm_token_type_ids", None)
     if built.seconds and grids[False]:
         inputs[built.seconds] = torch.ones(len(grids[False]))
     return inputs

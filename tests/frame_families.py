@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from quickprefill import release
 from tests.tiny import FIRST_WORD, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB, Clip
 
 LAST_WORD = 36
@@ -84,6 +85,7 @@ def tokenizer(**names: str) -> Any:
         pad_token="<pad>",
         additional_special_tokens=list(special)[1:],
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
         **names,
     )
 
@@ -106,6 +108,7 @@ def spelling_tokenizer(**named: str) -> Any:
         pad_token="<pad>",
         extra_special_tokens=named,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -194,6 +197,8 @@ def llava_onevision_config() -> Any:
 def llava_next_video_processor() -> Any:
     from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
 
+    if release.is_older_than("5.0"):  # there it takes a tokenizer of Llama's kind only
+        LlavaNextVideoProcessor.tokenizer_class = "AutoTokenizer"
     size = {"size": {"shortest_edge": EVEN}, "crop_size": {"height": EVEN, "width": EVEN}}
     return LlavaNextVideoProcessor(
         LlavaNextVideoVideoProcessor(**size),

@@ -31,7 +31,11 @@ def tokenizer(specials: Mapping[str, int], **names: str) -> Any:
     model.add_special_tokens(list(specials))
     pad = next(token for token, number in specials.items() if number == PAD)
     return PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token=pad, padding_side="left", extra_special_tokens=dict(names)
+        tokenizer_object=model,
+        pad_token=pad,
+        padding_side="left",
+        extra_special_tokens=dict(names),
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

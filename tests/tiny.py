@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from quickprefill import release
 
 # Token ids of the tiny vocabulary; the real ones are 151643 and up.
 PAD, VISION_START, VISION_END, IMAGE, VIDEO, FIRST_WORD, VOCAB = 0, 1, 2, 3, 4, 5, 64
@@ -29,10 +30,10 @@ def token_types(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def rope(*sections: int, **more: object) -> dict[str, object]:
     """Fields of a text config for rotary positions with these (t, h, w) sections, as the installed release has them."""
-    rope_type = {"rope_type": "default", "mrope_section": list(sections), **more}
-    if transformers.__version__.startswith("4."):
-        return {"rope_scaling": {"type": "mrope", **rope_type}, "rope_theta": 1000000.0}
-    return {"rope_parameters": {"rope_theta": 1000000.0, **rope_type}}
+    theta, scaling = {"rope_theta": 1000000.0}, {"rope_type": "default", "mrope_section": list(sections)}
+    if release.is_older_than("5.0"):
+        return {"rope_scaling": scaling, **theta, **more}
+    return {"rope_parameters": {**theta, **scaling, **more}}
 
 
 def tiny_model(

@@ -17,6 +17,7 @@ from typing import Any
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from quickprefill import versions
 from quickprefill.errors import UnsupportedModelError
 
 __all__ = ["flash_is_requested", "host_attention", "host_implementation", "host_mask", "in_place_of_hosts"]
@@ -67,7 +68,7 @@ def in_place_of_hosts(
         mask: None: the host's own.
     """
     host = host_implementation(config)
-    name = f"{_OURS}|{kind}|{host}"  # the host's name stays in it: hosts look for "flash"
+    name = versions.swapped_name(f"{_OURS}|{kind}|{host}")  # the host's name stays in it: hosts look for "flash"
     with _lock:
         if name not in _users:
             AttentionInterface.register(name, attention)

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["fork", "has_state", "held_tensors", "is_prunable", "side_by_side"]
+from quickprefill import versions
+
+__all__ = ["fork", "held_tensors", "is_prunable", "side_by_side"]
 
 _STATES = ("conv_states", "recurrent_states")
 """Attributes of a linear-attention layer, written in place: {index: tensor or None}; in early releases just that."""
@@ -19,11 +21,6 @@ def is_prunable(kind: Any) -> bool:
     What a caller's cache holds does not say so: a plain DynamicCache() makes layers of one kind for all.
     """
     return type(kind).__name__ == "DynamicLayer"
-
-
-def has_state(layer: Any) -> bool:
-    """Whether a layer holds a state of constant size instead of keys and values."""
-    return hasattr(layer, _STATES[0]) and not hasattr(layer, "get_seq_length")
 
 
 def fork(layer: Any) -> Any:
@@ -47,7 +44,7 @@ def side_by_side(rows: list[Any], row_of: list[int]) -> Any:
     merged = rows[0]
     if len(row_of) == 1:
         return merged
-    if not has_state(merged):
+    if not versions.has_state(merged):
         merged.batch_repeat_interleave(len(row_of))
         return merged
     for name in _STATES:

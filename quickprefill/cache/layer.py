@@ -15,19 +15,16 @@ open and cuts the triangle inside the group. With offset 0 a token would see the
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from quickprefill.cache.host_layers import has_state
+from quickprefill import versions
 from quickprefill.cache.storage import Storage, keeps_storage
 from quickprefill.errors import CacheError
 
 __all__ = ["PrunedLayer", "stored_tokens"]
-
-_CROPS_TO_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
 
 
 class PrunedLayer(DynamicLayer):
@@ -130,8 +127,7 @@ class PrunedLayer(DynamicLayer):
 
         Up to transformers 5.3 the new tokens' positions come instead, (q,).
         """
-        new = len(query_length) if isinstance(query_length, torch.Tensor) else query_length
-        return self.stored_length + new, self.logical_length - self.stored_length
+        return self.stored_length + versions.new_tokens(query_length), self.logical_length - self.stored_length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
         """Note dtype and device; storage comes with the first tokens."""
@@ -204,7 +200,7 @@ class PrunedLayer(DynamicLayer):
 
         Up to transformers 5.14 a number above 0 is the length to leave; later, or among pruned tokens, a CacheError.
         """
-        if tokens_to_remove > 0 and _CROPS_TO_LENGTH:
+        if tokens_to_remove > 0 and versions.CROPS_TO_LENGTH:
             tokens_to_remove = min(tokens_to_remove - self.logical_length, 0)
         if (count := -tokens_to_remove) < 0:
             hint = "pass the number of tokens to remove as a negative integer"
@@ -246,4 +242,4 @@ def stored_tokens(layer: Any) -> int:
     """Tokens that a layer of any kind holds; 0 for one that holds a state."""
     if isinstance(layer, PrunedLayer):
         return layer.stored_length
-    return 0 if has_state(layer) else int(layer.get_seq_length())
+    return 0 if versions.has_state(layer) else int(layer.get_seq_length())

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from quickprefill import versions
 from quickprefill.attention.interface import host_implementation
 from quickprefill.errors import InputError, UnsupportedModelError
-from quickprefill.hosts import versions
 from quickprefill.hosts.decoder_sizes import decoder_sizes
 from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.geometry import Geometry

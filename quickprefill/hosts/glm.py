@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
+from quickprefill import versions
 from quickprefill.attention.interface import flash_is_requested
 from quickprefill.attention.segments import boundaries_on
 from quickprefill.hosts.qwen import QwenHost
 from quickprefill.hosts.qwen_vision import Layout, tower_layout
 
 __all__ = ["GLM_4_1V", "GLM_4_5V", "GLM_4_6V"]
-
-_EXPANDS = "_expand_multimodal_outputs"
 
 
 class GLM_4_1V(QwenHost):
@@ -31,15 +30,15 @@ class GLM_4_1V(QwenHost):
     core_name = "Glm4vModel"
 
     def overrides(self, head_class: type) -> dict[str, Callable[..., Any]]:
-        stock = super().overrides(head_class)
-        return {**stock, _EXPANDS: self._expand} if hasattr(head_class, _EXPANDS) else stock
+        own = {versions.REPEATS_FEATURES: self._expand}
+        return {**super().overrides(head_class), **versions.overridable(head_class, own)}
 
     def _expand(self, stock: Callable[..., Any], head: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """Repeat features for beams and samples; the host's own way counts the video tokens, and finds none."""
         if input_ids is None:
             return stock(input_ids, *args, **kwargs)
         ids = torch.stack([self.named(self.core(head), row) for row in input_ids])
-        return getattr(GenerationMixin, _EXPANDS)(head, ids, *args, **kwargs)
+        return getattr(GenerationMixin, versions.REPEATS_FEATURES)(head, ids, *args, **kwargs)
 
     def named(self, core: Any, ids: torch.Tensor) -> torch.Tensor:
         begun = (ids == core.config.video_start_token_id).cumsum(0)
@@ -56,14 +55,17 @@ class GLM_4_1V(QwenHost):
     def tower_layout(self, visual: Any, device: torch.device, slices: int, height: int, width: int) -> Layout:
         _, derived = tower_layout(visual, device, slices, height, width)
         derived = {name.removeprefix("video_"): value for name, value in derived.items()}
-        if not flash_is_requested(visual.config):
+        grid, flash = torch.tensor([[1, height, width]] * slices), flash_is_requested(visual.config)
+        if not versions.takes_longest_segment():
+            return grid.to(device if flash else "cpu"), derived
+        if not flash:
             derived["cu_seqlens"] = boundaries_on(device, derived["cu_seqlens"])
-        return torch.tensor([[1, height, width]] * slices).to(device), derived
+        return grid.to(device), derived
 
     def tower_features(self, core: Any, rows: torch.Tensor, layout: Layout) -> Any:
         """The tower alone: get_video_features() reads the grid back from the device to make this one of it.
 
-        Its positions are looked up on the device, so that grid and boundaries must lie there.
+        Since 5.15 its positions are looked up on the device, so that grid and boundaries must lie there.
         """
         grid, derived = layout
         return core.visual(rows, grid_thw=grid, **derived)

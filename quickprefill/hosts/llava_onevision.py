@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from quickprefill.hosts import versions
+from quickprefill import versions
 from quickprefill.hosts.frames import FramesHost, patches_along
 from quickprefill.prompt.pending import PendingVideo, PendingVideos
 from quickprefill.prompt.spans import Grid
@@ -48,7 +48,7 @@ class LlavaHost(FramesHost):
 
         def encode(frames: torch.Tensor, slices: int) -> torch.Tensor:
             frames = frames.to(device, non_blocking=True).to(dtype)
-            made = versions.stacked_features(core.get_video_features(frames[None], return_dict=True, **options))
+            made = versions.stacked_features(versions.features(core, "get_video_features", frames[None], **options))
             return made.flatten(0, 1)[: slices * grids[0].slice_tokens]  # some releases close every video here
 
         pixels, closing = zip(call["pixel_values_videos"], grids, strict=True), self.closing(core)
@@ -59,7 +59,7 @@ class LlavaHost(FramesHost):
 
     def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
         given = {name: call[name] for name in _IMAGES if call.get(name) is not None}
-        return core.get_image_features(return_dict=True, **versions.known_arguments(core.get_image_features, given))
+        return versions.features(core, "get_image_features", **versions.known_arguments(core.get_image_features, given))
 
 
 class LlavaOnevision(LlavaHost):

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from quickprefill import versions
 from quickprefill.errors import InputError
-from quickprefill.hosts import versions
 from quickprefill.hosts.base import Row
 from quickprefill.hosts.frames import FramesHost
 from quickprefill.hosts.rows import split_rows

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from quickprefill import versions
 from quickprefill.attention.interface import host_implementation
-from quickprefill.hosts import versions
 from quickprefill.hosts.decoder_sizes import decoder_sizes
 from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.hosts.qwen_vision import Layout, pending_videos, tower_layout
+from quickprefill.hosts.tower_layouts import WindowedLayout
 from quickprefill.hosts.transformers import TransformersHost
 from quickprefill.prompt.pending import PendingVideo
 from quickprefill.prompt.spans import Grid
@@ -63,10 +64,12 @@ class QwenHost(TransformersHost):
     def tower_features(self, core: Any, rows: torch.Tensor, layout: Layout) -> Any:
         """The tower's output for pixel rows, as get_video_features() returns it."""
         grid, derived = layout
-        return core.get_video_features(rows, grid, **derived)
+        if isinstance(derived, WindowedLayout):
+            return derived.run(core.visual, rows)
+        return versions.features(core, "get_video_features", rows, grid, **derived)
 
     def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
-        return core.get_image_features(call["pixel_values"], call["image_grid_thw"])
+        return versions.features(core, "get_image_features", call["pixel_values"], call["image_grid_thw"])
 
     def position_ids(self, core: Any, call: Mapping[str, Any]) -> torch.Tensor:
         ids, past, positions = call["input_ids"], versions.cache_of(call), call.get("position_ids")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from quickprefill import release, versions
 from quickprefill.errors import InputError
-from quickprefill.hosts import versions
 from quickprefill.hosts.qwen import QwenHost
 
 __all__ = ["Qwen2_5_Omni"]
@@ -21,7 +21,8 @@ class Qwen2_5_Omni(QwenHost):
     """
 
     model_type = "qwen2_5_omni_thinker"
-    tested = ("5.21", versions.TESTED[1])
+    tested = ("5.21", release.TESTED[1])
+    fault = "its head and core are one class"
     module_name = "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni"
     head_name = "Qwen2_5OmniThinkerForConditionalGeneration"
     core_name = "Qwen2_5OmniThinkerModel"
@@ -67,5 +68,5 @@ class Qwen2_5_Omni(QwenHost):
         if call.get("input_features") is None:
             return None
         audio = {name: call.get(name) for name in ("input_features", "feature_attention_mask", "audio_feature_lengths")}
-        features: torch.Tensor = core.get_audio_features(**audio, return_dict=True).last_hidden_state
+        features: torch.Tensor = versions.features(core, "get_audio_features", **audio).last_hidden_state
         return features

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from quickprefill import release
 from quickprefill.hosts.geometry import Geometry, StateLayers
 from quickprefill.hosts.qwen import QwenHost
 
@@ -24,7 +25,8 @@ class Qwen3_5(QwenHost):
     head_name = "Qwen3_5ForConditionalGeneration"
     core_name = "Qwen3_5Model"
     vision_mlp_tensors = 2
-    oldest = ("5.7", "it lets several tokens behind a state begin with an empty one, so all groups but one are lost")
+    tested = ("5.7", release.TESTED[1])
+    fault = "it lets several tokens behind a state begin with an empty one, so all groups but one are lost"
 
     def geometry(self, core: Any) -> Geometry:
         text = core.config.get_text_config()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from quickprefill.hosts import versions
+from quickprefill import versions
 from quickprefill.hosts.qwen import QwenHost
 from quickprefill.prompt.pending import PendingVideo
 

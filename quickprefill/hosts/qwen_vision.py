@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
+from quickprefill import versions
 from quickprefill.attention.interface import flash_is_requested
 from quickprefill.attention.segments import batched_segments
 from quickprefill.errors import InputError
-from quickprefill.hosts import versions
 from quickprefill.hosts.devices import execution_device
+from quickprefill.hosts.tower_layouts import WindowedLayout, derived_layout
 from quickprefill.prompt.pending import Encode, PendingVideo
 from quickprefill.prompt.spans import Grid
 
 __all__ = ["Features", "pending_videos", "tower_layout"]
 
-Layout = tuple[torch.Tensor, dict[str, Any]]
-"""A grid, and what a tower takes beside it."""
+Layout = tuple[torch.Tensor, Any]
+"""A grid, and what a tower takes beside it by name; or a WindowedLayout."""
 Features = Callable[[torch.Tensor, Layout], Any]
 """(pixel rows on the tower's device, their layout) -> what get_video_features() returns."""
 
@@ -82,41 +83,19 @@ def _encoder(visual: Any, device: torch.device, layout: Callable[[int], Layout],
 def tower_layout(
     visual: Any, device: torch.device, slices: int, height: int, width: int, merge: int | None = None
 ) -> Layout:
-    """A grid of `slices` of (height, width) patches on the CPU, and what get_video_features() takes beside it.
-
-    The tower works these out for each call itself, and reads the grid back from the device to do so: a GPU that is fed
-    group by group would run dry at every group.
-    """
+    """A grid of `slices` of (height, width) patches, and what get_video_features() takes beside it."""
     grid = torch.tensor([[slices, height, width]])
-    helpers = versions.module_of("transformers.vision_utils")
-    if not hasattr(helpers, "get_vision_attention_seqlens"):
-        return grid, {}
-    merge = visual.spatial_merge_size if merge is None else merge
-    segments, longest = helpers.get_vision_attention_seqlens(grid, visual.config)
     # A flash kernel takes the boundaries to the device; the other kinds cut along them on the host.
     boundaries = device if flash_is_requested(visual.config) else torch.device("cpu")
-    derived = {
-        "return_dict": True,
-        "video_position_ids": helpers.get_vision_position_ids(grid, merge).to(device),
-        "video_cu_seqlens": segments.to(boundaries),
-        "video_max_seqlen": longest,
-    }
-    if hasattr(visual, "window_size"):  # layers that attend in windows
-        index, windows = helpers.get_vision_window_index(
-            grid, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size
-        )
-        derived |= {
-            "video_window_index": index.to(device),
-            "video_cu_window_seqlens": windows.to(boundaries),
-            "video_max_window_seqlen": helpers.get_max_seqlen(windows, visual.config),
-        }
-    if hasattr(visual, "num_grid_per_side"):  # a learned table of positions, interpolated
-        places, weights = helpers.get_vision_interpolation_indices_and_weights(
-            grid,
-            num_grid_per_side=visual.num_grid_per_side,
-            mode=visual.interpolation_mode,
-            align_corners=visual.interpolation_align_corners,
-            spatial_merge_size=merge,
-        )
-        derived |= {"video_interp_indices": places.to(device), "video_interp_weights": weights.to(device)}
-    return grid, derived
+    derived = derived_layout(visual, grid, visual.spatial_merge_size if merge is None else merge)
+    if derived:
+        return grid, {f"video_{name}": _on(value, device, boundaries, name) for name, value in derived.items()}
+    if hasattr(visual, "window_size"):
+        return grid, WindowedLayout.of(visual, device, boundaries, grid)
+    return grid.to(boundaries), {}
+
+
+def _on(value: Any, device: torch.device, boundaries: torch.device, name: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(boundaries if name.endswith("seqlens") else device)
+    return value

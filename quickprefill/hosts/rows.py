@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from quickprefill import versions
 from quickprefill.errors import InputError
-from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host, Row
 from quickprefill.prompt.pending import PendingVideo
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from quickprefill import versions
 from quickprefill.errors import InputError
 from quickprefill.hosts.frames import patches_along
 from quickprefill.hosts.pictures import PicturesHost
@@ -82,7 +83,7 @@ class SmolVLM(PicturesHost):
                 "a frame of a video that is still being read has only zeros, which the model takes for no frame; pass "
                 "what the processor gives without streaming, or let it normalize frames"
             )
-        return core.get_image_features(pixels[None], return_dict=True)
+        return versions.features(core, "get_image_features", pixels[None])
 
 
 def _present(row: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from quickprefill import release, versions
 from quickprefill.attention.interface import flash_is_requested, host_implementation
 from quickprefill.errors import UnsupportedModelError
-from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.refusals import odd_layers, tensor_parallel
@@ -29,7 +29,7 @@ __all__ = ["TransformersHost"]
 class TransformersHost(Host):
     """A host whose core has a decoder() with `layers`, `norm` and `rotary_emb`."""
 
-    tested = versions.TESTED
+    tested = release.TESTED
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos", "video_grid_thw")
     """Arguments of forward() that bring a video; the first is its pixels."""
     modality: ClassVar[str] = "video"
@@ -37,8 +37,8 @@ class TransformersHost(Host):
     encoders: ClassVar[tuple[str, ...]] = ("get_video_features", "get_image_features")
     """Methods of the core that encode."""
 
-    oldest: ClassVar[tuple[str, str] | None] = None
-    """The first release of transformers that a prefill by groups can work with, and what is wrong with those before."""
+    fault: ClassVar[str] = ""
+    """What is wrong with the releases of transformers before the oldest one that is tested, if they have the family."""
 
     @abstractmethod
     def videos(self, core: Any, call: Mapping[str, Any]) -> list[PendingVideo]:
@@ -66,11 +66,7 @@ class TransformersHost(Host):
         return head.model
 
     def check(self, head: Any) -> None:
-        if self.oldest is not None and versions.is_older_than(self.oldest[0]):
-            release, fault = self.oldest
-            raise UnsupportedModelError(
-                f"{self.head_name} needs transformers >= {release}, not {versions.INSTALLED}: {fault}"
-            )
+        release.check_release(self.head_name, self.tested, self.fault)
         module = versions.module_of(self.module_name)
         core = getattr(module, self.core_name, None)
         absent = [] if core is not None else [f"{self.module_name}.{self.core_name}"]
@@ -87,7 +83,7 @@ class TransformersHost(Host):
             raise UnsupportedModelError(f"{type(head).__name__}: {reason}")
 
     def overrides(self, head_class: type) -> dict[str, Callable[..., Any]]:
-        return {versions.ENCODES_FIRST: self._defer_video} if hasattr(head_class, versions.ENCODES_FIRST) else {}
+        return versions.overridable(head_class, {versions.ENCODES_FIRST: self._defer_video})
 
     def _defer_video(self, stock: Callable[..., Any], head: Any, model_kwargs: dict[str, Any]) -> Any:
         """Let generate() encode the images, and put a PendingVideo where each video's features would be."""

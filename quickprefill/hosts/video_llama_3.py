@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quickprefill import versions
 from quickprefill.attention.interface import host_implementation
 from quickprefill.errors import InputError
 from quickprefill.hosts.decoder_sizes import decoder_sizes
@@ -70,7 +71,8 @@ class VideoLLaMA3(TransformersHost):
         )
 
     def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
-        return core.get_image_features(call["pixel_values"], call["image_grid_thw"], call["image_merge_sizes"])
+        given = (call[name] for name in ("pixel_values", "image_grid_thw", "image_merge_sizes"))
+        return versions.features(core, "get_image_features", *given)
 
     def geometry(self, core: Any) -> Geometry:
         vision = core.config.vision_config
@@ -95,4 +97,4 @@ _MERGE = 2
 
 def _features(core: Any, merges: torch.Tensor, rows: torch.Tensor, layout: Layout) -> Any:
     grid, derived = layout
-    return core.get_video_features(rows, grid, merges, **derived)
+    return versions.features(core, "get_video_features", rows, grid, merges, **derived)

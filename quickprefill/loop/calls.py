@@ -20,11 +20,11 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.generation.configuration_utils import GenerationMode
 
+from quickprefill import versions
 from quickprefill.attention.running import Running, running
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.fits import check_layers, with_default_policy
-from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host
 from quickprefill.loop.prefill import MAX_LENGTH, prefill
 from quickprefill.reporting import Recorder

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
+from quickprefill import versions
 from quickprefill.budget.fit import fitted
 from quickprefill.budget.groups import check_slices
 from quickprefill.budget.plan import Plan, plan_row
@@ -16,7 +17,6 @@ from quickprefill.cache.layer import PrunedLayer, stored_tokens
 from quickprefill.cache.padding import merge_rows
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
-from quickprefill.hosts import versions
 from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.loop.collect import Collector, wanted_columns

@@ -2,7 +2,7 @@
 
 import torch
 
-from quickprefill.hosts.versions import CACHE as CACHE  # the keyword by which the installed host takes its cache
+from quickprefill.versions import CACHE as CACHE  # the keyword by which the installed host takes its cache
 
 
 def generate(model, inputs, **options):

@@ -11,9 +11,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLForConditionalGeneration
 
 import quickprefill
-from quickprefill import QuickPrefillConfig, UnsupportedModelError
+from quickprefill import QuickPrefillConfig, UnsupportedModelError, release
 from quickprefill.cache.layer import PrunedLayer
-from quickprefill.hosts import versions
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 HOST = Qwen2_5_VLForConditionalGeneration
@@ -294,6 +293,6 @@ def test_an_absent_seam_is_named_before_anything_changes(model, monkeypatch):
 def test_an_untested_transformers_version_is_named(model, monkeypatch, caplog):
     quickprefill.apply(model)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    monkeypatch.setattr(versions, "INSTALLED", "6.1.0.dev0")
+    monkeypatch.setattr(release, "INSTALLED", "6.1.0.dev0")
     quickprefill.apply(model)
     assert "transformers 6.1.0.dev0 is outside the tested range 5.17 to 5.24" in caplog.text

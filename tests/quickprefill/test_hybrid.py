@@ -9,16 +9,16 @@ import torch
 from transformers import DynamicCache
 
 import quickprefill
-from quickprefill import ConfigError, UnsupportedModelError
+from quickprefill import ConfigError, UnsupportedModelError, release
 from quickprefill.cache.host_layers import held_tensors
-from quickprefill.hosts import versions
 from quickprefill.loop import layers
 from quickprefill.policies import KeyNorm, PruneVid, Scorer, VidCom2
-from tests.families import HYBRID_TEXT, build_inputs, qwen3_5
+from tests.families import HYBRID_TEXT, build_inputs, qwen3_5, skip_without
 from tests.live_memory import PeakLiveBytes
 from tests.quickprefill.calls import CACHE, assert_same_logits, forward, generate
 from tests.tiny import FIRST_WORD, VIDEO, Clip, prompt
 
+skip_without("qwen3_5")
 INPUTS = build_inputs("qwen3_5", prompt(3, Clip((6, 4, 4)), 4))
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -125,7 +125,7 @@ def test_what_has_no_meaning_for_a_state_is_refused(model):
 
 def test_a_release_that_would_be_silently_wrong_is_refused(model, monkeypatch, caplog):
     """Up to 5.6 several tokens behind a state began with an empty one."""
-    monkeypatch.setattr(versions, "INSTALLED", "5.6.2")
+    monkeypatch.setattr(release, "INSTALLED", "5.6.2")
     for target in (model, type(model)):
         with pytest.raises(UnsupportedModelError, match=r"needs transformers >= 5\.7, not 5\.6\.2: .*empty"):
             quickprefill.apply(target)

@@ -5,7 +5,7 @@ import torch
 from transformers import processing_utils
 
 import quickprefill
-from quickprefill.hosts import versions
+from quickprefill import versions
 from quickprefill.hosts.qwen2_5_omni import Qwen2_5_Omni
 from tests.families import AUDIO, FAMILIES, build_inputs
 from tests.processors import clip, omni

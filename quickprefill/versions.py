@@ -1,4 +1,7 @@
-"""What differs between releases of transformers, asked of the installed one: everything else may forget about it."""
+"""What differs between releases of transformers, asked of the installed one: everything else may forget about it.
+
+What towers are told is in hosts/tower_layouts.py.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,48 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import __version__ as INSTALLED
 from transformers import modeling_outputs
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from quickprefill.release import is_older_than
 
 __all__ = [
     "CACHE",
+    "CROPS_TO_LENGTH",
     "ENCODES_FIRST",
-    "INSTALLED",
-    "TESTED",
+    "REPEATS_FEATURES",
     "cache_of",
     "core_output",
     "defined",
     "encoded",
+    "features",
     "first_tensor",
-    "is_older_than",
+    "has_state",
     "keeps_states",
     "known_arguments",
+    "layout_helpers",
     "module_of",
     "new_cache",
-    "numbered",
+    "new_tokens",
+    "overridable",
     "pooled",
     "rope_positions",
     "stacked_features",
+    "swapped_name",
 ]
 
-TESTED = ("5.17", "5.24")
-"""Oldest and newest release that the tests run on."""
 
 ENCODES_FIRST = "_prepare_multimodal_encoder_kwargs_for_generation"
 """Since 5.18 generate() encodes pictures and videos with this method, before the first forward."""
 
+REPEATS_FEATURES = "_expand_multimodal_outputs"
+"""Since then generate() repeats what it encoded with this one, for beams and samples."""
+
 CACHE = "cache" if hasattr(modeling_outputs.BaseModelOutputWithPast, "cache") else "past_key_values"
 """What forward(), generate() and their outputs call the cache; `past_key_values` up to 5.23."""
+
+CROPS_TO_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
+"""Whether a positive number that crop() is given is the length to leave; up to 5.14."""
 
 _CORE_OUTPUTS = (
     *("MultimodalMoeBaseModelOutputWithPast", "MultimodalBaseModelOutputWithPast"),
@@ -51,16 +64,6 @@ _CORE_OUTPUTS = (
 def cache_of(call: Mapping[str, Any]) -> Any:
     """The cache of a call, under the name that it has or had; None without one."""
     return call.get(CACHE, call.get("past_key_values"))
-
-
-def is_older_than(release: str) -> bool:
-    """Whether the installed transformers comes before a release such as "5.9"."""
-    return numbered(INSTALLED) < numbered(release)
-
-
-def numbered(release: str) -> tuple[int, ...]:
-    """Major and minor number of a release."""
-    return tuple(map(int, release.split(".")[:2]))
 
 
 def module_of(name: str) -> Any:
@@ -78,8 +81,6 @@ def keeps_states() -> bool:
 
 def new_cache(config: Any) -> Any:
     """An empty DynamicCache of a decoder, with a layer of the right kind for each of its layers."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
     cache = DynamicCache(config=config)
     if not cache.layers:  # a release that adds layers as they are updated
         cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]
@@ -97,6 +98,22 @@ def first_tensor(output: Any) -> torch.Tensor:
     return tensor
 
 
+def features(core: Any, method: str, *tensors: torch.Tensor, **options: Any) -> Any:
+    """What a core's get_video_features() or get_image_features() returns.
+
+    In 4.x they take no return_dict, and nothing from the config.
+    """
+    encode = getattr(core, method)
+    if not is_older_than("5.0"):
+        return encode(*tensors, return_dict=True, **options)
+    names = inspect.signature(encode).parameters
+    defaults = {name: getattr(core.config, name) for name in names if name in _FROM_CONFIG}
+    return encode(*tensors, **known_arguments(encode, {**defaults, **options}))
+
+
+_FROM_CONFIG = ("vision_feature_layer", "vision_feature_select_strategy")
+
+
 def pooled(output: Any) -> Any:
     """The features in what get_video_features() and get_image_features() return: in 4.x they are all of it."""
     return getattr(output, "pooler_output", output)
@@ -105,9 +122,12 @@ def pooled(output: Any) -> Any:
 def stacked_features(output: Any) -> torch.Tensor:
     """(M, C) features of all items in what get_*_features() returns; those for later layers behind them, wider rows.
 
-    Each level comes item by item, or up to 5.17 with all items in one tensor.
+    Each level comes item by item, or up to 5.17 with all items in one tensor. In 4.x the levels are a second value.
     """
-    levels = [pooled(output), *(getattr(output, "deepstack_features", None) or ())]
+    own, later = pooled(output), getattr(output, "deepstack_features", None)
+    if isinstance(own, tuple) and not isinstance(own[0], torch.Tensor):
+        own, later = own
+    levels = [own, *(later or ())]
     whole = [level if isinstance(level, torch.Tensor) else _joined(level) for level in levels]
     return torch.cat(whole, dim=1) if len(whole) > 1 else whole[0]
 
@@ -153,3 +173,43 @@ def defined(owner: Any, names: tuple[str, ...]) -> list[str]:
     """Those of the names that an object lacks, as "Owner.name"."""
     title = getattr(owner, "__name__", type(owner).__name__)
     return [f"{title}.{name}" for name in names if not hasattr(owner, name)]
+
+
+def overridable(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Those of the methods that a class has to put ours in the place of."""
+    return {name: method for name, method in methods.items() if hasattr(owner, name)}
+
+
+def has_state(layer: Any) -> bool:
+    """Whether a cache's layer holds a state of constant size instead of keys and values."""
+    return hasattr(layer, "conv_states") and not hasattr(layer, "get_seq_length")
+
+
+def new_tokens(query_length: int | torch.Tensor) -> int:
+    """How many tokens get_mask_sizes() is asked about: up to 5.3 their positions come, (q,)."""
+    return len(query_length) if isinstance(query_length, torch.Tensor) else query_length
+
+
+def layout_helpers() -> Any:
+    """The functions that work the layout of a tower out that can be given one; None before 5.9."""
+    return module_of("transformers.vision_utils")
+
+
+def takes_longest_segment() -> bool:
+    """Whether towers take their longest segment beside the boundaries; before 5.15 they read the lengths."""
+    return not is_older_than("5.15")
+
+
+class _Flash(str):
+    """The name of an attention function that 4.x, where only one name means flash, hands a tower's boundaries too."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return other == "flash_attention_2" or str.__eq__(self, other)
+
+
+def swapped_name(name: str) -> str:
+    """A name for an attention function of ours, with which layers do as with a flash kernel if it says "flash"."""
+    return _Flash(name) if is_older_than("5.0") and "flash" in name else name
