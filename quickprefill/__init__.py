@@ -21,6 +21,7 @@ from quickprefill.errors import (
     MemoryBudgetError,
     QuickPrefillError,
     UnsupportedModelError,
+    UnsupportedReleaseError,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "QuickPrefillConfig",
     "QuickPrefillError",
     "UnsupportedModelError",
+    "UnsupportedReleaseError",
     "__version__",
     "apply",
     "disabled",

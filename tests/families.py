@@ -53,6 +53,8 @@ IDS = {
 }
 
 
+EARLY = release.is_older_than("5.0")
+"""Whether the host is a transformers 4, in which some heads can do less."""
 ENCODES_FIRST = hasattr(transformers.GenerationMixin, versions.ENCODES_FIRST)
 """Whether generate() encodes pictures and videos before the first forward."""
 Words = Callable[[int], list[int]]
@@ -308,11 +310,11 @@ BUILT = {
         qwen2_5_omni, patch_values=96, seconds="video_second_per_grid", types=False, chooses=False
     ),
     "qwen2_5_vl": Built(tiny_model, patch_values=96, seconds="second_per_grid_ts"),
-    "qwen2_vl": Built(qwen2_vl, patch_values=96),
+    "qwen2_vl": Built(qwen2_vl, patch_values=96, chooses=not EARLY),
     "qwen3_5": Built(qwen3_5, patch_values=96, lay=behind_times),
     "qwen3_5_moe": Built(qwen3_5_moe, patch_values=96, variant=True, lay=behind_times),
-    "qwen3_vl": Built(qwen3_vl, patch_values=96, lay=behind_times),
-    "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, variant=True, lay=behind_times),
+    "qwen3_vl": Built(qwen3_vl, patch_values=96, lay=behind_times, beams=not EARLY),
+    "qwen3_vl_moe": Built(qwen3_vl_moe, patch_values=96, variant=True, lay=behind_times, beams=not EARLY),
     "glm4v": Built(glm4v, **GLM),
     "glm4v_moe": Built(glm4v_moe, variant=True, **GLM),
     "glm46v": Built(glm46v, variant=True, **GLM),

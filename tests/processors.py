@@ -88,20 +88,13 @@ _GLM = {
 def glm(family: str, **options: Any) -> Any:
     """GLM-4.1V's, 4.5V's or 4.6V's; `options` are its video processor's. After chat_template.jinja of
     zai-org/GLM-4.1V-9B-Thinking."""
-    from transformers import (
-        Glm4vImageProcessor,
-        Glm4vProcessor,
-        Glm4vVideoProcessor,
-        Glm46VProcessor,
-        Glm46VVideoProcessor,
-    )
+    import transformers
 
-    kind, videos = (
-        (Glm46VProcessor, Glm46VVideoProcessor) if family == "glm46v" else (Glm4vProcessor, Glm4vVideoProcessor)
-    )
+    name = "Glm46V" if family == "glm46v" else "Glm4v"  # a release may lack one of them
+    kind, videos = (getattr(transformers, f"{name}{part}Processor") for part in ("", "Video"))
     size = {"shortest_edge": 16 * 16, "longest_edge": 16 * 24 * 8}
     return kind(
-        Glm4vImageProcessor(patch_size=4, size=size),
+        transformers.Glm4vImageProcessor(patch_size=4, size=size),
         tokenizer(_GLM),
         videos(**{"patch_size": 4, "size": size, "do_sample_frames": False, **options}),
         chat_template=_CHAT % "<|begin_of_video|><|video|><|end_of_video|>",

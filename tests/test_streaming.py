@@ -118,6 +118,7 @@ TALKS = {
 }
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("config", [KEEP_ALL, HALF], ids=["all", "half"])
 @pytest.mark.parametrize("name", TALKS)
 def test_streamed_is_bit_equal_to_read(both, model, talk, clip, name, config):
@@ -203,6 +204,7 @@ def test_moving_and_casting_inputs(both, model, talk):
         assert_identical(generate(model, half), generate(model, plain.to(torch.bfloat16)))
 
 
+@pytest.mark.spine
 def test_beams_share_one_prefill(both, model, talk):
     plain, streamed = both(conversation(talk))
     with quickprefill.patched(model, **HALF):
@@ -224,6 +226,7 @@ def test_an_unpatched_model_gets_the_whole_video(both, model, talk):
     assert decoding() == 0
 
 
+@pytest.mark.spine
 def test_transformers_own_loading_streams_too(processor, model, talk):
     given = []
     for streaming in (False, True):

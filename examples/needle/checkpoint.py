@@ -6,6 +6,8 @@ python -m examples.needle.checkpoint FOLDER        # random weights; `python -m 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,34 @@ def save(model: Any, processor: Any, folder: Path, card: str) -> None:
     """Write the checkpoint, its processor and its model card."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    _rewrite(folder / "config.json", _for_every_release)
+    _rewrite(folder / "tokenizer_config.json", _tokenizer_for_every_release)
     (folder / "README.md").write_text(card)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _for_every_release(config: dict[str, Any]) -> None:
+    """Say beside what transformers 5 reads what 4.57 does: rotary positions and tied embeddings of the decoder."""
+    text = config["text_config"]
+    rope = dict(text["rope_parameters"])
+    text["rope_theta"] = rope.pop("rope_theta")
+    if set(rope) > {"rope_type"}:
+        text["rope_scaling"] = rope
+    text["tie_word_embeddings"] = config["tie_word_embeddings"]
+    config["vision_config"].pop("rope_parameters", None)  # the tower's own, of a type that 5.16 does not know
+
+
+def _tokenizer_for_every_release(config: dict[str, Any]) -> None:
+    """4.57 wants names for extra_special_tokens, and gives the models inputs that they do not take."""
+    config.pop("backend", None)
+    config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
-from quickprefill import versions
+from quickprefill import release, versions
 from quickprefill.attention.interface import flash_is_requested
 from quickprefill.attention.segments import boundaries_on
 from quickprefill.hosts.qwen import QwenHost
 from quickprefill.hosts.qwen_vision import Layout, tower_layout
+from quickprefill.hosts.tower_layouts import lengths_on_host
 
 __all__ = ["GLM_4_1V", "GLM_4_5V", "GLM_4_6V"]
 
@@ -68,7 +69,10 @@ class GLM_4_1V(QwenHost):
         Since 5.15 its positions are looked up on the device, so that grid and boundaries must lie there.
         """
         grid, derived = layout
-        return core.visual(rows, grid_thw=grid, **derived)
+        if versions.takes_longest_segment():
+            return core.visual(rows, grid_thw=grid, **derived)
+        with lengths_on_host(core.visual.embeddings):
+            return core.visual(rows, grid_thw=grid, **derived)
 
 
 class GLM_4_5V(GLM_4_1V):
@@ -84,6 +88,7 @@ class GLM_4_6V(GLM_4_1V):
     """Facts about Glm46VForConditionalGeneration: GLM-4.6V, with any decoder of the two before."""
 
     model_type = "glm46v"
+    tested = ("5.0", release.TESTED[1])
     module_name = "transformers.models.glm46v.modeling_glm46v"
     head_name = "Glm46VForConditionalGeneration"
     core_name = "Glm46VModel"

@@ -11,6 +11,8 @@ by group would run dry at every group. Three kinds of releases:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 
 from quickprefill import versions
 
-__all__ = ["WindowedLayout", "derived_layout"]
+__all__ = ["WindowedLayout", "derived_layout", "lengths_on_host"]
 
 
 def derived_layout(visual: Any, grid: torch.Tensor, merge: int) -> dict[str, Any]:
@@ -97,3 +99,21 @@ class WindowedLayout:
             hidden = block(hidden, cu_seqlens=boundaries, position_embeddings=self.rotary)
         features: torch.Tensor = visual.merger(hidden)
         return features[self.back]
+
+
+@contextmanager
+def lengths_on_host(embeddings: torch.nn.Module) -> Iterator[None]:
+    """Until 5.8 GLM's embeddings put the lengths of pictures on the device, and read them one by one; here they do not.
+
+    The coordinates go there instead, where 4.x leaves them on the CPU.
+    """
+
+    def arguments(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, lengths, shapes, *coordinates = args
+        return hidden, torch.as_tensor(lengths), shapes, *(part.to(hidden.device) for part in coordinates)
+
+    hook = embeddings.register_forward_pre_hook(arguments)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quickprefill import versions
+from quickprefill import release, versions
 from quickprefill.attention.interface import host_implementation
 from quickprefill.errors import InputError
 from quickprefill.hosts.decoder_sizes import decoder_sizes
@@ -29,6 +29,7 @@ class VideoLLaMA3(TransformersHost):
     """Facts about VideoLlama3ForConditionalGeneration."""
 
     model_type = "video_llama_3"
+    tested = ("5.0", release.TESTED[1])
     module_name = "transformers.models.video_llama_3.modeling_video_llama_3"
     head_name = "VideoLlama3ForConditionalGeneration"
     core_name = "VideoLlama3Model"

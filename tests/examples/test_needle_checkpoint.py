@@ -38,6 +38,7 @@ def test_it_is_small_and_whole():
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
 
 
+@pytest.mark.spine
 def test_it_loads_through_the_auto_classes(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     processor = AutoProcessor.from_pretrained(FOLDER)
@@ -46,6 +47,7 @@ def test_it_loads_through_the_auto_classes(monkeypatch):
     assert type(processor).__name__ == "Qwen2_5_VLProcessor"
 
 
+@pytest.mark.spine
 def test_it_works_in_a_pipeline():
     pipe = pipeline("image-text-to-text", model=str(FOLDER), device="cpu")
     content = [{"type": "image", "image": Image.new("RGB", (56, 56))}, {"type": "text", "text": "What pattern?"}]
@@ -53,6 +55,7 @@ def test_it_works_in_a_pipeline():
     assert isinstance(output["generated_text"][-1]["content"], str)
 
 
+@pytest.mark.spine
 def test_every_answer_is_one_token_and_any_text_is_kept(answerer):
     tokenizer = answerer.processor.tokenizer
     assert all(len(tokenizer(answer).input_ids) == 1 for answer in ANSWERS)
@@ -60,6 +63,7 @@ def test_every_answer_is_one_token_and_any_text_is_kept(answerer):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+@pytest.mark.spine
 def test_the_chat_template_is_chatml(answerer):
     messages = [
         {"role": "system", "content": "Be brief."},

@@ -67,7 +67,7 @@ WIDE = {**TEXT, "head_dim": 128, **rope(24, 20, 20)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", sorted({"qwen3_vl", "qwen3_5"} & set(FAMILIES)))
 def test_a_score_that_cannot_tell_tokens_apart_is_named_once(family, dtype, caplog):
     text = {"text": WIDE} if family == "qwen3_vl" else {"text": {**HYBRID_TEXT, "head_dim": 128}}
     model, inputs = even(FAMILIES[family].model(**text)).to(dtype), inputs_of(family)

@@ -26,6 +26,7 @@ def inputs():
     return make_inputs(prompt(3, Clip((13, 4, 8)), 5))
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize(
     "options",
     [
@@ -50,6 +51,7 @@ def test_the_estimate_is_what_happens(model, inputs, options):
     assert (guess.cache_bytes, guess.flops) == (did.cache_bytes, did.flops)
 
 
+@pytest.mark.spine
 def test_rows_of_a_batch_are_added_up(model):
     inputs = make_inputs(prompt(3, Clip((4, 4, 4)), Clip((2, 4, 4)), 5), prompt(9, Clip((6, 4, 8)), 2))
     guess = quickprefill.estimate(model, inputs, keep=0.5, group_frames=4)
@@ -66,6 +68,7 @@ def test_text_of_a_row_without_a_video_stays(model):
     assert guess.cache_bytes - one.cache_bytes == 8 * token_bytes * text.num_hidden_layers
 
 
+@pytest.mark.spine
 def test_flops_are_counted_as_torch_counts_them():
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -102,6 +102,7 @@ def model():
     return tiny_model()
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("turn", SECOND)
 @pytest.mark.parametrize("config", UNEQUAL)
 def test_a_later_turn_sees_itself_and_what_each_layer_stores(model, config, turn):

@@ -33,6 +33,7 @@ def test_nothing_is_traced_unless_asked_for(model):
     assert report.kept_places == report.timeline == ()
 
 
+@pytest.mark.spine
 def test_every_layer_of_every_group_says_what_stayed(model):
     report, _ = traced(model, keep=0.25, policy="uniform")
     assert [(one.stage, one.group, one.layer) for one in report.kept_places] == [
@@ -79,6 +80,7 @@ def test_selection_says_what_each_layer_below_it_keeps_too(model):
     assert cache.layers[0].keys.shape[2] == stored + text
 
 
+@pytest.mark.spine
 def test_the_timeline_has_every_stage_of_every_group_in_order(model):
     report, _ = traced(model, keep=0.25, policy=(VidCom2(0.5, scope="group"), KeyNorm()))
     for stage, times in {"encode": 1, "compress": 1, "decode": 1, "prune": 3}.items():

@@ -37,6 +37,7 @@ def test_equals_one_call_for_each_segment(lengths, most, monkeypatch):
     torch.testing.assert_close(ours, one_by_one(query, key, value, lengths, 0.3))
 
 
+@pytest.mark.spine
 def test_a_tower_calls_attention_once_for_each_length():
     model = tiny_model()
     inputs = make_inputs(prompt(3, Clip((6, 12, 20)), 4))

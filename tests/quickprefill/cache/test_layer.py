@@ -88,6 +88,7 @@ def test_trim_leaves_what_is_stored_and_room():
     assert layer.reserved_bytes == 30 * 2 * 2 * 3 * 4
 
 
+@pytest.mark.spine
 def test_crop_of_generated_tokens():
     layer = filled(2, 4)
     layer.prune(4, torch.tensor([0]))
@@ -99,6 +100,7 @@ def test_crop_of_generated_tokens():
     assert layer.get_seq_length() == 7
 
 
+@pytest.mark.spine
 def test_crop_into_pruned_tokens_fails():
     layer = filled(2, 4)
     layer.prune(4, torch.tensor([0]))
@@ -111,6 +113,7 @@ def test_crop_into_pruned_tokens_fails():
         layer.prune(9, torch.tensor([0]))
 
 
+@pytest.mark.spine
 def test_batch_operations_of_beam_search():
     layer = PrunedLayer()
     keys, values = states(0, 4, batch=2)
@@ -185,6 +188,7 @@ def test_a_merged_batch_has_room():
     assert merged_batch(room=5).reserved_bytes == 11 * 3 * 2 * 2 * 3 * 4
 
 
+@pytest.mark.spine
 def test_mask_of_a_merged_batch():
     layer = merged_batch()
     layer.update(*states(8, 10, batch=3))

@@ -60,7 +60,7 @@ def assert_same(ours, stock):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("group_frames", [2, 6, None])
+@pytest.mark.parametrize("group_frames", [2, pytest.param(6, marks=pytest.mark.spine), None])
 @pytest.mark.parametrize("prompts", PROMPTS)
 def test_generate_equals_stock(family, model, prompts, group_frames):
     inputs = build_inputs(family, *prompts_of(family, prompts))
@@ -70,6 +70,7 @@ def test_generate_equals_stock(family, model, prompts, group_frames):
         assert quickprefill.report(model).groups >= len(grids(family, model, inputs)) > 0
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
 def test_beams_and_samples_equal_stock(family, model, options):
     inputs = build_inputs(family, *PROMPTS["several videos"])
@@ -94,7 +95,12 @@ def test_a_forward_gives_the_logits_that_were_asked_for(family, model):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"first_layer": 1}, {"policy": "query_attention"}, {"policy": "uniform", "layer_decay": "linear"}],
+    [
+        {},
+        {"first_layer": 1},
+        pytest.param({"policy": "query_attention"}, marks=pytest.mark.spine),
+        {"policy": "uniform", "layer_decay": "linear"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("prompts", ["one video", "several videos"])
@@ -166,6 +172,7 @@ def last(model, inputs):
     return model(**inputs, logits_to_keep=1).logits[:, -1]  # some hosts make all of them
 
 
+@pytest.mark.spine
 def test_what_takes_the_stock_path_finds_its_features(family, model, caplog):
     """A static cache is not for us; the deferred video, its levels included, computes itself."""
     inputs = build_inputs(family, *PROMPTS["one video"])

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import quickprefill
-from quickprefill import InputError, UnsupportedModelError
+from quickprefill import InputError, UnsupportedModelError, release
 from quickprefill.budget.activations import tower_bytes
 from tests import frame_families
 from tests.families import ENCODES_FIRST, FAMILIES, build_inputs, random_model
@@ -29,6 +29,7 @@ def model(family):
     return FAMILIES[family].model()
 
 
+@pytest.mark.spine
 def test_a_chat_through_the_processor_equals_stock(family, model):
     processor = CHATS[family]()
     content = [{"type": "video"}, {"type": "text", "text": "w9 w30 w12"}]
@@ -67,6 +68,8 @@ def test_what_takes_the_stock_path_finds_one_tensor(family, model, caplog, optio
 def test_the_features_that_a_call_asks_for_are_taken(family, model):
     if not hasattr(model.config, "vision_feature_layer"):
         pytest.skip("it has features of one layer only")
+    if family == "internvl" and release.is_older_than("5.0"):
+        pytest.skip("the stock model of 4.x looks for its tower under a name that it has not got")
     inputs = {**build_inputs(family, PROMPT), "vision_feature_layer": -3}
     stock = generate(model, inputs)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
@@ -105,6 +108,7 @@ def test_images_alone_are_the_stock_models(family, model, caplog):
     assert "quickprefill" not in caplog.text
 
 
+@pytest.mark.spine
 def test_a_later_turn_with_another_video_equals_stock(family, model):
     first, second = (build_inputs(family, PROMPT, seed=seed) for seed in (1, 2))
 

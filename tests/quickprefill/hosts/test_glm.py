@@ -1,13 +1,16 @@
 """GLM-4V: video under the image token, told from images by the tokens around it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import quickprefill
+from quickprefill import versions
 from quickprefill.hosts.glm import GLM_4_1V
 from tests.families import FAMILIES, build_inputs
 from tests.processors import clip, glm
-from tests.tiny import VIDEO, Clip, prompt
+from tests.tiny import IMAGE, VIDEO, Clip, prompt
 
 MIXED = [prompt(2, Clip((1, 4, 6), image=True), 3, Clip((5, 4, 4)), 1, Clip((1, 8, 4), image=True), 4)]
 
@@ -22,29 +25,33 @@ def model():
     return FAMILIES["glm4v"].model()
 
 
+@pytest.mark.spine
 def test_an_image_beside_a_video_is_what_a_forward_over_embeddings_makes_of_them(model):
     """The stock model takes them for each other, and raises."""
     inputs = build_inputs("glm4v", *MIXED)
     with torch.no_grad():
         with pytest.raises(ValueError, match="do not match"):
             model(**inputs)
-        core, ids, types = model.model, inputs["input_ids"], inputs["mm_token_type_ids"]
+        core, ids = model.model, inputs["input_ids"]
+        named = GLM_4_1V().named(core, ids[0])[None]
+        types = (named == IMAGE).int() + 2 * (named == VIDEO).int()
         embeds = core.get_input_embeddings()(ids)
         for kind, features in (
             (1, core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])),
             (2, core.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])),
         ):
-            embeds[types == kind] = torch.cat(features.pooler_output)
-        grids = {name: inputs[name] for name in ("image_grid_thw", "video_grid_thw")}
-        positions, _ = core.get_rope_index(ids, types, **grids)
+            embeds[types == kind] = torch.cat(versions.pooled(features))
+        given = {**inputs, "mm_token_type_ids": types}
+        positions, _ = core.get_rope_index(**versions.known_arguments(core.get_rope_index, given))
         stock = model(inputs_embeds=embeds, position_ids=positions, logits_to_keep=1).logits
     torch.testing.assert_close(first_logits(model, inputs), stock, atol=1e-4, rtol=1e-4)
 
 
-def test_what_stands_between_the_tokens_of_a_video_is_video(model):
+def test_what_stands_between_the_tokens_of_a_video_is_video(model, monkeypatch):
     inputs = build_inputs("glm4v", *MIXED)
     named = GLM_4_1V().named(model.model, inputs["input_ids"][0])
-    assert torch.equal(named == VIDEO, inputs["mm_token_type_ids"][0] == 2)
+    monkeypatch.setitem(FAMILIES, "glm4v", replace(FAMILIES["glm4v"], video_id=VIDEO))
+    assert torch.equal(named == VIDEO, build_inputs("glm4v", *MIXED)["input_ids"][0] == VIDEO)
     assert int((named == VIDEO).sum()) == 5 * 4
 
 
@@ -71,8 +78,9 @@ def test_a_token_passes_two_experts_and_the_shared_one():
 VIDEO_PART = "<|begin_of_video|><|video|><|end_of_video|>"
 
 
+@pytest.mark.spine
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", ["glm4v", "glm4v_moe", "glm46v"])
+@pytest.mark.parametrize("family", sorted({"glm4v", "glm4v_moe", "glm46v"} & set(FAMILIES)))
 def test_prompts_of_the_real_processor(family):
     model = FAMILIES[family].model()
     metadata = [{"fps": 1, "total_num_frames": 8, "frames_indices": list(range(8))}] * 2

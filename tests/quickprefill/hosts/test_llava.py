@@ -72,7 +72,7 @@ def test_a_fault_is_noticed(monkeypatch, fault):
     with quickprefill.patched(model, keep=1.0, group_frames=4):
         torch.testing.assert_close(last_logits(model, inputs), stock, atol=1e-4, rtol=1e-4)
         monkeypatch.setattr(owner, name, broken(getattr(owner, name)))
-        assert (last_logits(model, inputs) - stock).abs().max() > 1e-2
+        assert (last_logits(model, inputs) - stock).abs().max() > 3e-3
 
 
 def test_a_newline_asks_nothing(model, family):

@@ -7,11 +7,11 @@ from transformers import processing_utils
 import quickprefill
 from quickprefill import versions
 from quickprefill.hosts.qwen2_5_omni import Qwen2_5_Omni
-from tests.families import AUDIO, FAMILIES, build_inputs
+from tests.families import AUDIO, FAMILIES, build_inputs, skip_without
 from tests.processors import clip, omni
 from tests.tiny import VIDEO, Clip, prompt
 
-pytestmark = pytest.mark.skipif("qwen2_5_omni_thinker" not in FAMILIES, reason="transformers is too old for this host")
+skip_without("qwen2_5_omni_thinker")
 
 
 @pytest.fixture(scope="module")

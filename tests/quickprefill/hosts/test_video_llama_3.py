@@ -5,11 +5,12 @@ import torch
 
 import quickprefill
 from quickprefill.hosts.video_llama_3 import VideoLLaMA3
-from tests.families import FAMILIES, build_inputs
+from tests.families import FAMILIES, build_inputs, skip_without
 from tests.processors import clip, video_llama_3
 from tests.tiny import VIDEO, Clip, prompt
 
 FAMILY = "video_llama_3"
+skip_without(FAMILY)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,7 @@ def still():
 
 
 # As chat_template.jinja of DAMO-NLP-SG/VideoLLaMA3-7B lays a user's turn out, roles left away.
+@pytest.mark.spine
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("compression", [True, False])
 def test_prompts_of_the_real_processor(model, still, compression):

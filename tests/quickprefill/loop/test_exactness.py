@@ -50,7 +50,7 @@ def model(request):
     return tiny_model(request.param)
 
 
-@pytest.mark.parametrize("group_frames", [2, 6, 16, 1000])
+@pytest.mark.parametrize("group_frames", [2, pytest.param(6, marks=pytest.mark.spine), 16, 1000])
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 def test_generate_equals_stock_for_any_grouping(model, prompts, group_frames):
     inputs = make_inputs(*prompts)
@@ -59,6 +59,7 @@ def test_generate_equals_stock_for_any_grouping(model, prompts, group_frames):
         assert_same_generation(generate(model, inputs), stock)
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("decoding", DECODING.values(), ids=DECODING)
 @pytest.mark.parametrize("prompts", ["several videos", "rows of every kind"])
 def test_generate_equals_stock_for_any_decoding(model, prompts, decoding):
@@ -84,6 +85,7 @@ def test_fractional_seconds_per_slice_keep_the_hosts_positions(model):
         assert_same_generation(generate(model, inputs), stock)
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("logits_to_keep", [0, 1, 7, torch.tensor([-1, 3, 20])], ids=["all", "1", "7", "indices"])
 @pytest.mark.parametrize("prompts", ["images and videos", "left padding"])
 def test_forward_gives_the_logits_that_were_asked_for(model, prompts, logits_to_keep):
@@ -118,12 +120,14 @@ def two_turns(model, **repeated):
     return generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}, **{CACHE: cache})
 
 
+@pytest.mark.spine
 def test_second_turn_on_the_returned_cache(model):
     stock = two_turns(model)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
         assert_same_generation(two_turns(model), stock)
 
 
+@pytest.mark.spine
 def test_a_later_turn_may_repeat_a_video_that_is_cached(model):
     stock = two_turns(model)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
@@ -131,6 +135,7 @@ def test_a_later_turn_may_repeat_a_video_that_is_cached(model):
         assert_same_generation(ours, stock)
 
 
+@pytest.mark.spine
 def test_a_later_turn_with_a_video_of_its_own(model):
     """The host cannot do this turn by turn with its own positions, so both sides get the same ones."""
     first, second = make_inputs(prompt(5, Clip((5, 4, 6)), 6)), make_inputs(prompt(3, Clip((4, 4, 4)), 2), seed=5)
@@ -151,6 +156,7 @@ def test_a_later_turn_with_a_video_of_its_own(model):
     assert ours.past_key_values.get_seq_length() == length
 
 
+@pytest.mark.spine
 def test_prompt_lookup_decoding_crops_rejected_candidates(model):
     inputs = make_inputs(prompt(12, Clip((5, 4, 6)), 12))
     options = {"max_new_tokens": 12, "eos_token_id": VOCAB + 1}  # up to 5.5 the host looks for an end in any case
@@ -160,6 +166,7 @@ def test_prompt_lookup_decoding_crops_rejected_candidates(model):
     assert torch.equal(ours.sequences, stock.sequences)
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 @pytest.mark.parametrize("both", [False, True], ids=["stock draft", "patched draft"])
 def test_a_draft_model_changes_no_token(model, keep, both):

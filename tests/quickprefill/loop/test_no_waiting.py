@@ -11,6 +11,8 @@ from quickprefill.policies import KeyNorm, VidCom2
 from tests.families import FAMILIES, build_inputs
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
+pytestmark = pytest.mark.spine
+
 # What these leave, or how much of it, is only known once it has been read.
 WAITING = {"cubes", "prunevid", "vidcom2"}
 

@@ -63,6 +63,7 @@ def check_against_the_reference(model, eager, parts, config, rules):
     torch.testing.assert_close(generated, expected[:, length - 1 :], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("score", ["key_norm", "value_norm"])
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.75])
 @pytest.mark.parametrize("parts", CLIPS.values(), ids=CLIPS)
