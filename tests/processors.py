@@ -5,10 +5,12 @@ The tokenizer's ids are those of tests/tiny.py and tests/families.py, so its pro
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import ProcessorMixin
 
 from tests.families import AUDIO, AUDIO_END, AUDIO_START, FIRST_EXTRA, VIDEO_END, VIDEO_START
 from tests.tiny import FIRST_WORD, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCAB
@@ -66,6 +68,12 @@ def omni(**sizes: Any) -> Any:
         WhisperFeatureExtractor(feature_size=8, chunk_length=6),
         tokenizer(_OMNI, **_OMNI_NAMES),
     )
+
+
+def for_processor(**options: Any) -> dict[str, Any]:
+    """Arguments of apply_chat_template() that are meant for the processor; early releases take them among its own."""
+    own = inspect.signature(ProcessorMixin.apply_chat_template).parameters
+    return {"processor_kwargs": options} if "processor_kwargs" in own else options
 
 
 _CHAT = (

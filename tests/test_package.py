@@ -37,7 +37,19 @@ ROOMS = {
     ],
     "quickprefill": [
         *("errors", "settings", "late", "release", "versions", "prompt", "cache", "attention", "policies", "lvu"),
-        *("config", "spread", "reporting", "hosts", "fits", "budget", "loop", "patch", "targets", "applying", "estimating"),
+        *(
+            "config",
+            "spread",
+            "reporting",
+            "hosts",
+            "fits",
+            "budget",
+            "loop",
+            "patch",
+            "targets",
+            "applying",
+            "estimating",
+        ),
         *("activation", "auto", "run", "hook", "integrations"),
     ],
 }

@@ -21,6 +21,7 @@ from quickdecode.decode import ring
 from quickdecode.lazy import frames
 from quickdecode.lazy.tensor import LazyTensor
 from tests.live_memory import PeakLiveBytes
+from tests.processors import for_processor
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-qwen2.5-vl"
 PIXELS = "pixel_values_videos"
@@ -239,11 +240,7 @@ def test_transformers_own_loading_streams_too(processor, model, talk):
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
-                processor_kwargs={
-                    "fps": 4.0,
-                    "do_sample_frames": True,
-                    "size": {"shortest_edge": 784, "longest_edge": 9408},
-                },
+                **for_processor(fps=4.0, do_sample_frames=True, size={"shortest_edge": 784, "longest_edge": 9408}),
             )
         )
     plain, streamed = given
@@ -275,7 +272,7 @@ def test_an_error_while_decoding_reaches_the_caller_of_generate(processor, model
     if host == "transformers":
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
         talk = conversation(path)
-        inputs = processor.apply_chat_template(talk, processor_kwargs={"fps": 30.0}, **options)
+        inputs = processor.apply_chat_template(talk, **for_processor(fps=30.0), **options)
     else:
         inputs = make_inputs(processor, conversation(path, fps=30.0))
     with quickprefill.patched(model, **HALF):

@@ -17,6 +17,8 @@ import torch
 from ..lazy.rows import Piece
 from ..lazy.tensor import LazyTensor
 
+FILTERS = ("resample", "interpolation")
+"""What a _preprocess and a resize() call the filter to resize with; the second up to transformers 5.4."""
 GRID = "video_grid_thw"
 LANCZOS = (1, "lanczos")
 """As Pillow numbers and torchvision names it."""
@@ -38,7 +40,7 @@ def patches(preprocess: Preprocess, resize: Resize, video: LazyTensor, kwargs: d
     """What `preprocess` makes of [video], if each slice becomes rows of patches.
 
     Args:
-        resize: (1, n, 3, H, W), a size, resample=: what the processor calls once it knows the size.
+        resize: (1, n, 3, H, W), a size, the filter: what the processor calls once it knows the size.
     """
     blank = torch.empty(video.shape, dtype=video.dtype, device="meta")
     # A mask of tokens, without values here, would leave out none.
@@ -46,7 +48,7 @@ def patches(preprocess: Preprocess, resize: Resize, video: LazyTensor, kwargs: d
     answer = {key: torch.ones_like(value, device="cpu") if value.is_meta else value for key, value in whole.items()}
     slices, *grid = answer[GRID][0].tolist()
     size = [side * kwargs["patch_size"] for side in grid]
-    resized = functools.partial(_resized, resize, size, kwargs["resample"]) if kwargs["do_resize"] else None
+    resized = functools.partial(_resized, resize, size, _filter(kwargs)) if kwargs["do_resize"] else None
     sized, name = {**kwargs, "do_resize": False}, pixels_of(whole)
     one, rows = preprocess([torch.zeros((1, 3, *size), dtype=video.dtype)], **sized)[name], len(whole[name])
     made = Slices(preprocess, name, video.copied(), sized, resized, kwargs["temporal_patch_size"], rows // slices)
@@ -59,11 +61,16 @@ def pixels_of(answer: Any) -> str:
     return next(str(name) for name in answer if name.startswith("pixel_values"))
 
 
-def _resized(resize: Resize, size: list[int], resample: Any, frames: torch.Tensor) -> torch.Tensor:
+def _filter(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The argument that names the filter to resize with."""
+    return {name: kwargs[name] for name in FILTERS if name in kwargs}
+
+
+def _resized(resize: Resize, size: list[int], by: dict[str, Any], frames: torch.Tensor) -> torch.Tensor:
     """Frames (n, 3, H, W) resized as the processor does it, which holds one video as (1, n, 3, H, W)."""
     from transformers.image_utils import SizeDict
 
-    resized: torch.Tensor = resize(frames[None], SizeDict(height=size[0], width=size[1]), resample=resample)[0]
+    resized: torch.Tensor = resize(frames[None], SizeDict(height=size[0], width=size[1]), **by)[0]
     return resized
 
 
@@ -91,7 +98,7 @@ class Slices:
     def take(self, start: int, stop: int, device: torch.device) -> torch.Tensor:
         first, last = start // self.step, -(-stop // self.step)
         begin, end = first * self.frames_per_slice, min(last * self.frames_per_slice, len(self.frames))
-        resample: Any = self.kwargs.get("resample")
+        resample: Any = next(iter(_filter(self.kwargs).values()), None)
         # Which the processor does on the CPU only; elsewhere it does something else.
         here = self.frames.device if getattr(resample, "value", resample) in LANCZOS else device
         frames = self.frames.rows(begin, end, here)

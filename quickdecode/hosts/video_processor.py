@@ -49,7 +49,7 @@ STEPS = (
     *("convert_to_rgb", "rescale", "normalize", "rescale_and_normalize"),
 )
 """Methods that a _preprocess calls."""
-PATCHES = {"do_resize", "resample", "do_rescale", "do_normalize", "patch_size", "temporal_patch_size"}
+PATCHES = {"do_resize", "do_rescale", "do_normalize", "patch_size", "temporal_patch_size"}
 """What a _preprocess takes that makes patches of frames."""
 ARRAYS = ("transformers.models.llava_next_video.processing_llava_next_video", "to_numpy_array")
 
@@ -112,12 +112,13 @@ def _holder(name: str, module: str) -> Any:
     """A class that is served; None if the installed release lacks it."""
     try:
         holder = getattr(_module(module), name, None)
-        absent = PATCHES - set(signatures.signature(holder._preprocess).parameters) if holder else set()
+        taken = set(signatures.signature(holder._preprocess).parameters) if holder else set()
     except (ImportError, AttributeError) as error:
         raise HostError(f"{module} cannot be used ({error}); install transformers >= 4.57.") from error
     if holder is None and module == BASE:
         raise HostError(f"{module} has no {name}; install transformers >= 4.57.")
-    if "patch_size" not in absent and absent:
+    absent = PATCHES - taken if taken & set(slices.FILTERS) else {*(PATCHES - taken), slices.FILTERS[0]}
+    if "patch_size" in taken and absent:
         raise HostError(f"{name}._preprocess takes no {', '.join(sorted(absent))}.")
     return holder
 

@@ -15,6 +15,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 import quickdecode
 from tests.clips import ClipMaker, read_number, sequential_rgb
+from tests.processors import for_processor
 from tests.quickdecode.web import Server, parts
 
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "tiny-qwen2.5-vl"
@@ -69,7 +70,7 @@ def test_of_a_url_no_more_is_fetched_than_is_needed(server: Server, long_video: 
 
 def test_apply_chat_template_with_a_path(clip: Path, processor: Any) -> None:
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    inputs = processor.apply_chat_template(conversation(clip), processor_kwargs={"fps": 4.0}, **options)
+    inputs = processor.apply_chat_template(conversation(clip), **for_processor(fps=4.0), **options)
     truth = torch.from_numpy(np.stack(sequential_rgb(clip))).permute(0, 3, 1, 2)
     metadata = {"total_num_frames": 60, "fps": 30.0, "width": 160, "height": 96, "duration": 2.0}
     text = processor.apply_chat_template(conversation(clip), add_generation_prompt=True)
@@ -103,7 +104,7 @@ def test_pipelines_that_take_a_conversation(task: str, clip: Path, monkeypatch: 
 def test_several_videos_in_a_batch(clip: Path, make_clip: ClipMaker, processor: Any) -> None:
     talks = [conversation(clip), conversation(make_clip("h264.mkv"))]
     inputs = processor.apply_chat_template(
-        talks, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+        talks, tokenize=True, return_dict=True, return_tensors="pt", **for_processor(padding=True)
     )
     assert len(inputs["video_grid_thw"]) == 2
 

@@ -280,6 +280,8 @@ def test_layers_of_an_unknown_kind_are_refused(model, monkeypatch):
     class Strange(cache_utils.DynamicLayer):
         pass
 
+    if not hasattr(cache_utils, "DYNAMIC_LAYER_TYPE_MAPPING"):
+        pytest.skip("this release has no table in which somebody could put layers of another kind")
     monkeypatch.setitem(cache_utils.DYNAMIC_LAYER_TYPE_MAPPING, "full_attention", Strange)
     before = snapshot(model)
     with pytest.raises(UnsupportedModelError, match=r"cache has Strange; layers that a prefill can pass are Dynamic"):

@@ -110,7 +110,7 @@ def test_an_unusual_slice_keeps_its_larger_share(model):
         whole = forward(model, inputs, logits_to_keep=1).past_key_values.layers[0].keys[0].transpose(0, 1).flatten(1)
     entered = tokens_of_each_slice(model, inputs, whole, policy=VidCom2(retention_ratio=0.5))
     others = [count for number, count in enumerate(entered) if number != ODD]
-    assert entered[ODD] >= 1.9 * max(others), "VidCom2 gives the odd slice about twice as many"
+    assert entered[ODD] >= 1.8 * max(others), "VidCom2 gives the odd slice about twice as many"
     kept = tokens_of_each_slice(model, inputs, whole, keep=0.25, policy=(VidCom2(retention_ratio=0.5), KeyNorm()))
     assert abs(sum(kept) - SLICES * SLICE_TOKENS / 4) <= SLICES / 2
     for number in set(range(SLICES)) - {ODD}:

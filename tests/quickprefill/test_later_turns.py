@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import quickprefill
 from quickprefill.policies import PruneVid
+from tests.families import EARLY
 from tests.quickprefill.calls import CACHE, assert_same_logits, forward, generate, stored
 from tests.tiny import VIDEO, Clip, make_inputs, prompt, tiny_model, token_types
 
@@ -137,6 +138,7 @@ def test_the_pixels_of_a_later_video_move_the_logits_of_both_rows(model, config)
     assert ((ours - moved)[:, -1].abs().amax(-1) > 0.01).all()
 
 
+@pytest.mark.skipif(EARLY, reason="generate() of transformers 4 drops the pixels of a later turn")
 @pytest.mark.parametrize("config", [*UNEQUAL, "keep=1"])
 def test_a_later_image_counts_in_generate(model, config):
     first, second = make_inputs(FIRST), make_inputs(SECOND["image"], seed=2)
