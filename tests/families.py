@@ -327,6 +327,7 @@ BUILT = {
             inputs=inputs,
             variant=family == "llava_next_video",
             mixes=family != "smolvlm",
+            beams=family != "llava_next_video" or not (ENCODES_FIRST and release.is_older_than("5.20")),
             whole_beams=ENCODES_FIRST,
         )
         for family, (config, head, inputs) in frame_families.FAMILIES.items()

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from quickprefill import versions
 from quickprefill.hosts.frames import patches_along
 from quickprefill.hosts.pictures import PicturesHost
-from quickprefill.prompt.pending import PendingVideo, PendingVideos
 
 __all__ = ["InternVL"]
 
@@ -51,6 +49,3 @@ class InternVL(PicturesHost):
     def features_of(self, core: Any, call: Mapping[str, Any], pixels: torch.Tensor) -> Any:
         options = {name: call[name] for name in _OPTIONS if call.get(name) is not None}
         return versions.features(core, "get_image_features", pixels, **options)
-
-    def deferred(self, core: Any, videos: list[PendingVideo]) -> Any:
-        return BaseModelOutputWithPooling(pooler_output=PendingVideos(videos[0].slices()))

@@ -12,13 +12,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from quickprefill import versions
 from quickprefill.errors import InputError
 from quickprefill.hosts.base import Row
 from quickprefill.hosts.frames import FramesHost
 from quickprefill.hosts.rows import split_rows
-from quickprefill.prompt.pending import PendingVideo
+from quickprefill.prompt.pending import PendingVideo, PendingVideos
 from quickprefill.prompt.spans import Grid
 
 __all__ = ["PicturesHost"]
@@ -102,6 +103,10 @@ class PicturesHost(FramesHost):
 
     def image_features(self, core: Any, call: Mapping[str, Any]) -> Any:
         return self.features_of(core, call, torch.cat(self.sources(call)))
+
+    def deferred(self, core: Any, videos: list[PendingVideo]) -> Any:
+        pictures = [picture for whole in videos for picture in whole.slices()]
+        return BaseModelOutputWithPooling(pooler_output=PendingVideos(pictures))
 
     def rows(self, core: Any, call: Mapping[str, Any]) -> list[Row]:
         encoded = versions.encoded(call, self.modality)

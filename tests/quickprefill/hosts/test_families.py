@@ -8,7 +8,7 @@ import torch
 import quickprefill
 from quickprefill import QuickPrefillConfig
 from quickprefill.policies import PruneVid, VidCom2
-from tests.families import BUILT, EARLY, FAMILIES, build_inputs, grids, places
+from tests.families import BUILT, EARLY, ENCODES_FIRST, FAMILIES, build_inputs, grids, places
 from tests.masked_reference import layer_masks, masked
 from tests.tiny import Clip, prompt
 
@@ -75,6 +75,8 @@ def test_generate_equals_stock(family, model, prompts, group_frames):
 def test_beams_and_samples_equal_stock(family, model, options):
     if EARLY and family.startswith("qwen3_vl"):
         pytest.skip("generate() of transformers 4 cannot repeat the slices of Qwen3-VL's videos")
+    if ENCODES_FIRST and "video" not in model.input_modalities:
+        pytest.skip("this release takes the model for one of text, and mixes the videos of a prompt's beams up")
     inputs = build_inputs(family, *PROMPTS["several videos"])
     stock = generate(model, inputs, **options) if FAMILIES[family].beams else generate(model, inputs)
     with quickprefill.patched(model, keep=1.0, group_frames=4):
