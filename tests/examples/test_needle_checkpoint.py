@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from examples.needle.clip import write_clip
 from examples.needle.scene import Difficulty, sample_scene
 from examples.needle.tasks import ask
 from examples.needle.vocabulary import ANSWERS
+from quickprefill import release
 
 CLIPS = 16
 FLOORS = {
@@ -36,6 +38,16 @@ def test_it_is_small_and_whole():
     files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(files.values()) <= 15 << 20
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+
+
+@pytest.mark.skipif(release.is_older_than(release.TESTED[1]), reason="early releases write other fields")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_it_is_written_for_every_release(checkpoints, name):
+    """What from_pretrained() reads of it in 4.57 and in 5 stands side by side."""
+    written, shipped = (json.loads((folder / name).read_text()) for folder in (checkpoints["qwen2_5_vl"], FOLDER))
+    for content in (written, shipped):
+        content.pop("transformers_version", None)
+    assert written == shipped
 
 
 @pytest.mark.spine
@@ -105,5 +117,7 @@ def test_keep_1_answers_what_the_stock_model_answers(answers):
 
 @pytest.mark.parametrize(("task", "way"), FLOORS)
 def test_it_still_answers(answers, task, way):
+    if task == "time" and release.is_older_than("5.3"):
+        pytest.skip("the host counts positions behind a video otherwise than where the checkpoint was trained")
     verdicts = answers[0][task, way]
     assert sum(verdicts) / len(verdicts) >= FLOORS[task, way]
