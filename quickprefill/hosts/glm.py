@@ -17,7 +17,7 @@ from quickprefill.attention.interface import flash_is_requested
 from quickprefill.attention.segments import boundaries_on
 from quickprefill.hosts.qwen import QwenHost
 from quickprefill.hosts.qwen_vision import Layout, tower_layout
-from quickprefill.hosts.tower_layouts import lengths_on_host
+from quickprefill.hosts.tower_layouts import lengths_in_place
 
 __all__ = ["GLM_4_1V", "GLM_4_5V", "GLM_4_6V"]
 
@@ -71,7 +71,7 @@ class GLM_4_1V(QwenHost):
         grid, derived = layout
         if versions.takes_longest_segment():
             return core.visual(rows, grid_thw=grid, **derived)
-        with lengths_on_host(core.visual.embeddings):
+        with lengths_in_place(core.visual.embeddings):
             return core.visual(rows, grid_thw=grid, **derived)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from quickprefill import versions
 
-__all__ = ["WindowedLayout", "derived_layout", "lengths_on_host"]
+__all__ = ["WindowedLayout", "derived_layout", "lengths_in_place"]
 
 
 def derived_layout(visual: Any, grid: torch.Tensor, merge: int) -> dict[str, Any]:
@@ -102,15 +102,18 @@ class WindowedLayout:
 
 
 @contextmanager
-def lengths_on_host(embeddings: torch.nn.Module) -> Iterator[None]:
-    """Until 5.8 GLM's embeddings put the lengths of pictures on the device, and read them one by one; here they do not.
+def lengths_in_place(embeddings: torch.nn.Module) -> Iterator[None]:
+    """Before 5.15 GLM's embeddings take lengths and shapes of pictures from where the grid is; the host's is the CPU.
 
-    The coordinates go there instead, where 4.x leaves them on the CPU.
+    Up to 5.8 they read them one by one, so there they stay; later they look them up on the device, which they go to.
+    Coordinates always do; 4.x leaves them on the CPU.
     """
 
     def arguments(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, lengths, shapes, *coordinates = args
-        return hidden, torch.as_tensor(lengths), shapes, *(part.to(hidden.device) for part in coordinates)
+        place = shapes.device if versions.layout_helpers() is None else hidden.device
+        sizes = (torch.as_tensor(lengths).to(place), shapes.to(place))
+        return hidden, *sizes, *(part.to(hidden.device) for part in coordinates)
 
     hook = embeddings.register_forward_pre_hook(arguments)
     try:

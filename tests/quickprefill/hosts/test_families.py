@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import quickprefill
-from quickprefill import QuickPrefillConfig
+from quickprefill import QuickPrefillConfig, release
 from quickprefill.policies import PruneVid, VidCom2
 from tests.families import BUILT, EARLY, ENCODES_FIRST, FAMILIES, build_inputs, grids, places
 from tests.masked_reference import layer_masks, masked
@@ -179,6 +179,8 @@ def last(model, inputs):
 @pytest.mark.spine
 def test_what_takes_the_stock_path_finds_its_features(family, model, caplog):
     """A static cache is not for us; the deferred video, its levels included, computes itself."""
+    if family.startswith("qwen3_5") and release.is_older_than("5.14"):
+        pytest.skip("this release has no masks for linear attention in a static cache")
     inputs = build_inputs(family, *PROMPTS["one video"])
     stock = generate(model, inputs, cache_implementation="static", disable_compile=True)
     with quickprefill.patched(model, keep=0.5):
