@@ -46,7 +46,7 @@ def test_a_release_before_a_familys_first_is_refused(family, monkeypatch):
 
 
 def test_importing_beside_an_older_release_names_the_range():
-    script = "import transformers; transformers.__version__ = '4.51.3'; import quickprefill"
+    script = "import transformers; transformers.__version__ = '4.51.3'; import quickprefill; quickprefill.apply"
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
     expected = "UnsupportedReleaseError: quickprefill needs transformers 4.57 to 5.24, not 4.51.3; install"
     assert failed.returncode == 1 and expected in failed.stderr
