@@ -234,7 +234,7 @@ def test_arrays_of_numpy(video: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_videos_that_are_filled_up(video: Path, short: Path, caplog: pytest.LogCaptureFixture) -> None:
     """SmolVLM's processor fills the shorter one up with frames of zeros."""
-    reason = "videos of unequal size in one call ((3, 3, 48, 48), (10, 3, 48, 48)) go into one tensor"
+    reason = "videos of unequal size in one call (("
     whole(caplog, reason, processor_of("SmolVLM"), video, short, **ASKED["SmolVLM"])
 
 
