@@ -62,7 +62,8 @@ def _installed(name: str) -> bool:
 def _hosts_in(model: Any) -> Iterator[Target]:
     """Modules of a supported type, wrappers such as PEFT's looked through."""
     for module in model.modules() if isinstance(model, torch.nn.Module) else ():
-        host = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", ""))
+        # Of the config's class: in early releases of 4.57 a loaded config answers with its decoder's.
+        host = FAMILIES.get(getattr(type(getattr(module, "config", None)), "model_type", ""))
         if host is not None:
             yield module, host
 

@@ -95,7 +95,8 @@ def test_what_a_wide_decoder_makes_of_a_narrow_tower_is_foreseen(family, dtype):
     (video,) = host.videos(model.model, inputs)
     with torch.no_grad(), PeakLiveBytes() as peak:
         video.encode(0, 16)
-    assert 0.9 < tower_bytes(host.geometry(model.model), video.grid) / peak.bytes < 1.1
+    least, most = (0.85, 1.4) if release.is_older_than("5.0") else (0.9, 1.1)  # early towers keep other states
+    assert least < tower_bytes(host.geometry(model.model), video.grid) / peak.bytes < most
 
 
 def test_images_alone_are_the_stock_models(family, model, caplog):
