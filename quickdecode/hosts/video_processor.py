@@ -17,6 +17,7 @@ import importlib
 import inspect as signatures
 import logging
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,9 @@ def needs_whole(processor: Any, kwargs: dict[str, Any]) -> str | None:
         return (
             "which tokens the prompt holds depends on how they differ; pass use_token_compression=False to stream them"
         )
+    makes_patches = "patch_size" in signatures.signature(vars(holder)["_preprocess"]).parameters
+    if not makes_patches and version("transformers").startswith("4."):
+        return "transformers 4 puts the frames of all videos of a call into one tensor"
     if kwargs.get("return_tensors") not in (None, "pt"):
         return f"return_tensors={str(kwargs['return_tensors'])!r} is no tensor that can be made row by row"
     return None
