@@ -47,12 +47,12 @@ def restored() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def video(make_clip: ClipMaker) -> Path:
-    return make_clip("second.mp4", frames=30, size=(48, 80))
+    return make_clip("streamed-30.mp4", frames=30, size=(48, 80))
 
 
 @pytest.fixture(scope="module")
 def short(make_clip: ClipMaker) -> Path:
-    return make_clip("short.mp4", frames=9, size=(48, 80))
+    return make_clip("streamed-9.mp4", frames=9, size=(48, 80))
 
 
 def processor_of(family: str, **options: Any) -> Any:
