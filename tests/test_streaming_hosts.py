@@ -252,7 +252,7 @@ def test_dropped_and_refused_inputs_stop_decoding(clip, make_clip):
     assert decoding() == 2
     del streamed
     assert decoding() == 0
-    short = make_clip("short.mp4", frames=20)
+    short = make_clip("streamed-20.mp4", frames=20)
     with pytest.raises((ValueError, RuntimeError)):  # videos of unequal length, as without streaming
         processed("llava_onevision", processor, ["w1 ", clip, short, " w2"], do_sample_frames=False)
     assert decoding() == 0
