@@ -159,7 +159,7 @@ def measure(path: Path) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/quickdecode-resize"), help="where clips are kept")
+    parser.add_argument("--folder", type=Path, default=Path(".cache/resize"), help="where clips are kept")
     parser.add_argument("--height", type=int, default=SYNTHETIC[0], help="of the synthetic clips")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)

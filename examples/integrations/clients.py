@@ -1,6 +1,6 @@
 """Real runs of other people's programs, stock and patched: makes their environments, runs, records.
 
-    python -m examples.integrations.clients --folder /tmp/clients [--only trl ms_swift ...]
+    python -m examples.integrations.clients --folder .cache/clients [--only trl ms_swift ...]
 
 Each client gets a virtual environment above the current one, whose torch it shares, with the transformers it wants. A
 run is one program, started twice: as it is, and under the launcher or with the client's own flag for plugins. What they
