@@ -11,7 +11,7 @@ from quickprefill.errors import ConfigError
 if TYPE_CHECKING:
     from quickprefill.settings import Settings
 
-__all__ = ["activate", "is_waiting"]
+__all__ = ["activate", "is_waiting", "say"]
 
 ROOTS = ("transformers", "qwen_vl_utils", "qwen_omni_utils")
 """What the import of is the sign that there will be something to patch; the import itself is over by then."""
@@ -46,7 +46,7 @@ def _patch(settings: Settings) -> None:
             done.append(_decode(settings))
     except ConfigError as error:
         raise SystemExit(f"quickprefill: {error}") from error
-    _say(f"active: {'; '.join(done) or 'nothing was asked for'}")
+    say(f"active: {'; '.join(done) or 'nothing was asked for'}")
 
 
 def _prefill(fields: dict[str, Any]) -> str:
@@ -73,5 +73,6 @@ def _decode(settings: Settings) -> str:
     return f"quickdecode reads for {', '.join(served)}{' and streams' if settings.stream else ''}"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of ours on stderr."""
     print(f"quickprefill: {text}", file=sys.stderr, flush=True)  # noqa: T201 (stdout is the program's)

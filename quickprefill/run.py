@@ -14,7 +14,7 @@ import runpy
 import sys
 from typing import TYPE_CHECKING, Any
 
-from quickprefill.activation import activate, is_waiting
+from quickprefill.activation import activate, is_waiting, say
 from quickprefill.settings import FIELDS, Settings
 
 if TYPE_CHECKING:
@@ -105,10 +105,9 @@ def _without_our_frames(hook: Any, kept: int) -> Any:
 
 def _say_if_nothing_was_patched() -> None:
     if is_waiting():
-        print(  # noqa: T201 (stdout is the program's)
-            "quickprefill: the program imported neither transformers nor qwen_vl_utils; nothing was patched. Did it "
-            "start others? `python -m quickprefill.hook on` reaches those.",
-            file=sys.stderr,
+        say(
+            "the program imported neither transformers nor qwen_vl_utils; nothing was patched. Did it start others? "
+            "`python -m quickprefill.hook on` reaches those."
         )
 
 
