@@ -1,6 +1,7 @@
 """Programs that say nothing of us: `-m quickprefill.run`, `import quickprefill.auto`, `-m quickprefill.hook`."""
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -114,7 +115,8 @@ def test_what_the_environment_cannot_say(environment, said):
     ],
 )
 def test_a_value_out_of_range_ends_the_program(settings, said):
-    """transformers is imported here, so that it would be patched at once."""
+    """Once transformers is imported, which is patched at once."""
+    importlib.import_module("transformers")
     with pytest.raises(SystemExit, match=said):
         activation.activate(settings)
     assert not late.waiting
