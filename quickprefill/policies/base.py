@@ -121,6 +121,13 @@ class Compressor(Policy, ABC):
         """Whether compress() needs all tokens of each slice: some processors leave out those that hardly change."""
         return False
 
+    def new_weights(self, width: int) -> torch.nn.Module | None:
+        """Parameters that compress() finds in `tokens.weights`, for embeddings so wide; None: it learns nothing.
+
+        They are called with what is to be done, weights(function, *args) -> function(weights, *args).
+        """
+        return None
+
     def own_count(self, grid: Grid) -> int | None:
         """How many tokens of a video or group the policy's own fields ask for; None: the config's `keep` says."""
         return None if self.compress_ratio is None else round_share(self.compress_ratio, grid.num_tokens)

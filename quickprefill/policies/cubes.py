@@ -1,21 +1,21 @@
 """Cut a video into cubes of uneven length where it changes most, and spend the same tokens on each.
 
-After Quicksviewer (arXiv 2504.15270), whose learned gate ranks the momentum of frame features; here the momentum itself
-is the rank, so that nothing has to be trained.
+After Quicksviewer (arXiv 2504.15270), whose learned gate ranks the momentum of frame features. Here the momentum itself
+is the rank, so that nothing has to be trained; what can be learned starts from there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch.nn.functional import adaptive_avg_pool2d
 
 from quickprefill.errors import ConfigError
 from quickprefill.policies.base import Compressor
+from quickprefill.policies.shared.cutting import cell_centres, cell_shape, cube_means, momenta, pooled
+from quickprefill.policies.shared.learned_cubes import Chosen, CubesWeights, resampler_bytes, straight_through
 from quickprefill.policies.shared.segments import wide
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
@@ -44,10 +44,17 @@ class Cubes(Compressor):
     tokens_per_cube: int | None = None
     """Tokens of a cube, means over the cells of a grid about as wide as it is high (64 in the paper), and at most a
     slice's. None: a slice's, so that nothing is lost in space."""
-    gate: Literal["momentum", "fixed"] = "momentum"
-    """Where cubes begin; "fixed": at equal distances, which is what the momentum has to beat."""
+    gate: Literal["momentum", "fixed", "learned"] = "momentum"
+    """Where cubes begin; "fixed": at equal distances, which is what the momentum has to beat; "learned": where weights
+    say, which start at the momentum's choice."""
+    resampler: Literal["mean", "attention"] = "mean"
+    """What a cube's tokens are; "attention": weights add to each mean what they find in the cube, at first nothing."""
     alpha: float = 0.8
     """Weight of the newest change in the momentum, 0 < alpha <= 1."""
+    temperature: float = 0.5
+    """Of the probability through which a learned gate gets its gradient, > 0."""
+    logit_penalty: float = 0.001
+    """Weight in the loss of the mean norm of a learned gate's logits, >= 0."""
 
     def __post_init__(self) -> None:
         frames, tokens = self.frames_per_cube, self.tokens_per_cube
@@ -55,10 +62,15 @@ class Cubes(Compressor):
             raise ConfigError(f"frames_per_cube must be None or a number >= 1, got {frames!r}")
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ConfigError(f"tokens_per_cube must be None or an integer >= 1, got {tokens!r}")
-        if self.gate not in ("momentum", "fixed"):
-            raise ConfigError(f"gate must be 'momentum' or 'fixed', got {self.gate!r}")
+        for field, allowed in (("gate", ("momentum", "fixed", "learned")), ("resampler", ("mean", "attention"))):
+            if getattr(self, field) not in allowed:
+                raise ConfigError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
         if not 0 < self.alpha <= 1:
             raise ConfigError(f"alpha must be in (0, 1], got {self.alpha!r}")
+        if not 0 < self.temperature < math.inf or not 0 <= self.logit_penalty < math.inf:
+            raise ConfigError(
+                f"temperature must be > 0 and logit_penalty >= 0, got {self.temperature!r} and {self.logit_penalty!r}"
+            )
 
     @property
     def scope(self) -> Literal["video", "group"]:
@@ -106,7 +118,8 @@ class Cubes(Compressor):
         moving = (2 if itemsize >= 4 else 3) * row
         averaged = row + (size * width * precise if size < slice_tokens else 0)
         left_out = kept * (width * itemsize + 32) if cubes * size > kept else 0
-        return num_tokens * precise + max(moving, embeds + averaged, embeds + places + left_out)
+        needed = num_tokens * precise + max(moving, embeds + averaged, embeds + places + left_out)
+        return needed + resampler_bytes(slices, cubes, slice_tokens, width, itemsize) if self.learns else needed
 
     def compress(self, tokens: VideoTokens) -> VideoTokens:
         """The cubes' tokens.
@@ -129,86 +142,83 @@ class Cubes(Compressor):
         count = self.most_tokens(grid, wanted)
         if count == grid.num_tokens:
             return tokens
-        cells = _cells(grid, self._cube_tokens(grid.slice_tokens))
-        slices = tokens.features.view(grid.slices, grid.slice_tokens, -1)
-        norms = _momentum_norms(slices, self.alpha)
-        starts = self._starts(norms, -(-count // math.prod(cells)))
+        if not self.learns:
+            return self._compressed(None, tokens, count)
+        if tokens.weights is None:
+            raise ConfigError(f"{self!r} has weights, which quickprefill.apply(model) makes; got tokens without them")
+        compressed: VideoTokens = tokens.weights(self._compressed, tokens, count)
+        return compressed
+
+    def _compressed(self, weights: CubesWeights | None, tokens: VideoTokens, count: int) -> VideoTokens:
+        grid, width = tokens.grid, tokens.features.shape[1]
+        cells = cell_shape(grid, self._cube_tokens(grid.slice_tokens))
+        size = math.prod(cells)
+        number = -(-count // size)
+        with torch.autocast(tokens.embeds.device.type, enabled=False):
+            norms, chosen = self._look(weights, tokens, number, left_out=number * size > count)
         rows = tokens.embeds.view(grid.slices, grid.height, grid.width, -1)
-        embeds = _means(rows, starts, cells)
+        centres, starts = cell_centres(grid, cells), chosen.starts
+        cubes = cube_means(rows, starts, cells).view(number, size, -1)
+        if weights is not None and weights.resampler is not None:
+            features, own = rows[..., :width], cubes[..., :width]
+            own = own + weights.resampler(features, own, starts, _times(tokens), centres).to(own)
+            cubes = own if tokens.width is None else torch.cat([own, cubes[..., width:]], dim=-1)
+        thumbnail = None
+        if chosen.straight is not None:
+            straight = chosen.straight.to(cubes)
+            cubes = cubes * (1 + straight[starts])[:, None, None]
+            opens = torch.zeros_like(straight).index_fill(0, torch.tensor(starts, device=straight.device), 1)
+            thumbnail = torch.einsum("t,tpw->pw", opens + straight, pooled(rows, cells)) / number
+        embeds = cubes.flatten(0, 1)
         first = torch.tensor(starts)[:, None] * grid.slice_tokens
-        source = (first + torch.tensor(_centres(grid, cells))).flatten().to(embeds.device)
+        source = (first + torch.tensor(centres)).flatten().to(embeds.device)
         if len(source) > count:
             kept = norms.flatten()[source].argsort(descending=True, stable=True)[:count].sort().values
             embeds, source = embeds[kept], source[kept]
         positions = tokens.positions.to(source.device)[:, source]
-        return replace(tokens, embeds=embeds, positions=positions, source=source, pools=None)
+        return replace(tokens, embeds=embeds, positions=positions, source=source, pools=None, thumbnail=thumbnail)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has weights."""
+        return self.gate == "learned" or self.resampler == "attention"
+
+    def new_weights(self, width: int) -> CubesWeights | None:
+        """Untrained: they do what the rule without weights does."""
+        return CubesWeights(width, self.gate == "learned", self.resampler == "attention") if self.learns else None
 
     def _cube_tokens(self, slice_tokens: int) -> int:
         return min(self.tokens_per_cube or slice_tokens, slice_tokens)
 
-    def _starts(self, norms: torch.Tensor, number: int) -> list[int]:
-        """The slices, ascending, that open a cube."""
-        if self.gate == "fixed" or number == len(norms):
-            return [cube * len(norms) // number for cube in range(number)]
-        starts: list[int] = norms.mean(dim=1).argsort(descending=True, stable=True)[:number].sort().values.tolist()
-        return starts
+    def _look(
+        self, weights: CubesWeights | None, tokens: VideoTokens, number: int, left_out: bool
+    ) -> tuple[torch.Tensor, Chosen]:
+        """How much each token moves, (T, P), infinitely in the first slice; and where cubes begin.
+
+        What the gate says trains the gate, not the tower: features come without their gradient.
+        """
+        grid = tokens.grid
+        slices = tokens.features.detach().view(grid.slices, grid.slice_tokens, -1)
+        norms = torch.full(slices.shape[:2], torch.inf, dtype=wide(slices), device=slices.device)
+        fixed = self.gate == "fixed" or number == grid.slices
+        gate = None if weights is None or fixed else weights.gate
+        seen = []
+        for at, momentum in enumerate(momenta(slices, self.alpha) if left_out or not fixed else (), start=1):
+            norms[at] = torch.linalg.vector_norm(momentum, dim=-1)
+            if gate is not None:
+                seen.append(gate.glance(momentum.clone() if torch.is_grad_enabled() else momentum))
+        if fixed:
+            return norms, Chosen([cube * grid.slices // number for cube in range(number)])
+        means = norms.mean(dim=1)
+        if gate is None or weights is None:
+            return norms, Chosen(means.argsort(descending=True, stable=True)[:number].sort().values.tolist())
+        logits = gate(torch.stack(seen), means[1:])
+        if not weights.training:
+            return norms, straight_through(logits.detach(), number)
+        return norms, straight_through(logits, number, weights.noise, self.temperature, self.logit_penalty)
 
 
-def _momentum_norms(slices: torch.Tensor, alpha: float) -> torch.Tensor:
-    """How much each token moves, (T, P, C) -> (T, P) float32 or better; in the first slice, infinitely."""
-    norms = torch.full(slices.shape[:2], torch.inf, dtype=wide(slices), device=slices.device)
-    momentum = None
-    for number in range(1, len(slices)):
-        if momentum is None:
-            momentum = _change(slices, number)
-        else:
-            momentum.lerp_(_change(slices, number), alpha)
-        norms[number] = torch.linalg.vector_norm(momentum, dim=-1)
-    return norms
-
-
-def _change(slices: torch.Tensor, number: int) -> torch.Tensor:
-    """Of a slice against the one before, (P, C) float32 or better."""
-    return slices[number].to(wide(slices)) - slices[number - 1]
-
-
-def _means(slices: torch.Tensor, starts: Sequence[int], cells: tuple[int, int]) -> torch.Tensor:
-    """Means of each cube over its slices and the cells of each, (T, rows, columns, W) -> (K x a x b, W)."""
-    size = math.prod(cells)
-    means = slices.new_empty(len(starts) * size, slices.shape[-1])
-    for cube, (start, stop) in enumerate(zip(starts, [*starts[1:], len(slices)], strict=True)):
-        means[cube * size : (cube + 1) * size] = _mean(slices[start:stop], cells)
-    return means
-
-
-def _mean(cube: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Over slices and the cells of each, (n, rows, columns, W) -> (a x b, W)."""
-    mean = cube[0].to(wide(cube), copy=len(cube) > 1)
-    for slice_ in cube[1:]:  # one after the other: no copy of the cube in float32
-        mean += slice_
-    if len(cube) > 1:
-        mean /= len(cube)
-    if mean.shape[:2] != cells:
-        mean = adaptive_avg_pool2d(mean.permute(2, 0, 1), cells).permute(1, 2, 0)
-    return mean.flatten(0, 1)
-
-
-def _cells(grid: Grid, number: int) -> tuple[int, int]:
-    """Rows and columns of `number` cells, of about the shape of a slice. Raises ConfigError if there are none."""
-    shapes = [(rows, number // rows) for rows in range(1, grid.height + 1) if number % rows == 0]
-    shapes = [(rows, columns) for rows, columns in shapes if columns <= grid.width]
-    if not shapes:
-        raise ConfigError(
-            f"tokens_per_cube={number} makes no grid of cells in slices of {grid.height} x {grid.width} tokens; give "
-            f"a product of at most {grid.height} rows and at most {grid.width} columns"
-        )
-    return min(shapes, key=lambda shape: abs(math.log(shape[0] * grid.width / (shape[1] * grid.height))))
-
-
-def _centres(grid: Grid, cells: tuple[int, int]) -> list[int]:
-    """The places in a slice that stand for the cells, ascending."""
-    rows, columns = (
-        [(2 * cell + 1) * size // (2 * number) for cell in range(number)]
-        for number, size in zip(cells, (grid.height, grid.width), strict=True)
-    )
-    return [row * grid.width + column for row in rows for column in columns]
+def _times(tokens: VideoTokens) -> torch.Tensor:
+    """(T,) when each slice is, as the host counts: by its temporal positions where it has any, else slice by slice."""
+    first = tokens.positions[0, :: tokens.grid.slice_tokens]
+    return first - first[0] if len(tokens.positions) == 3 else torch.arange(tokens.grid.slices)

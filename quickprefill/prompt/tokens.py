@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -31,6 +31,10 @@ class VideoTokens:
     """C, where rows are wider than the embedding; None: they are not."""
     question: torch.Tensor | None = None
     """(Q, C) embeddings of the text behind the last video, given where the compressor's `uses_question`."""
+    weights: torch.nn.Module | None = field(default=None, repr=False, compare=False)
+    """What the compressor's new_weights() made for this model, and training since."""
+    thumbnail: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    """(n, C), or wider, n <= N: what a training forward puts before the video, at the positions of its first tokens."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +80,7 @@ class VideoTokens:
                     grid=self.grid.part(start, stop),
                     pools=None if self.pools is None else self.pools[own],
                     num_kept=None,
+                    thumbnail=self.thumbnail if start == 0 else None,
                 )
             )
             begin, start = end, stop

@@ -151,7 +151,7 @@ def test_keep_beyond_what_cubes_can_hold_keeps_one_a_slice():
         ({"frames_per_cube": True}, "frames_per_cube must be"),
         ({"tokens_per_cube": 0}, "tokens_per_cube must be None or an integer >= 1, got 0"),
         ({"tokens_per_cube": 2.0}, "tokens_per_cube must be"),
-        ({"gate": "learnt"}, "gate must be 'momentum' or 'fixed', got 'learnt'"),
+        ({"gate": "learnt"}, "gate must be one of momentum, fixed, learned, got 'learnt'"),
         ({"alpha": 0}, r"alpha must be in \(0, 1\], got 0"),
     ],
 )

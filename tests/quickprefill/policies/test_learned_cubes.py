@@ -1,0 +1,161 @@
+"""What Cubes can learn: at first it does what the rule does, and gradients say where cubes should have begun."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from quickprefill.errors import ConfigError
+from quickprefill.policies import Cubes
+from quickprefill.policies.shared.learned_cubes import CubesWeights, Resampler, straight_through
+from quickprefill.prompt.spans import Grid
+from quickprefill.prompt.tokens import VideoTokens
+
+LEARNED = {"gate": "learned", "resampler": "attention"}
+
+
+def video(slices=12, rows=2, columns=3, *, width=16, levels=0, num_kept=None, dtype=torch.float32, seed=0):
+    """A video whose rows have `levels` more features behind the first `width`."""
+    grid = Grid(slices, rows, columns, slice_frames=2)
+    generator = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(grid.num_tokens, width * (1 + levels), generator=generator).to(dtype)
+    places = torch.arange(grid.num_tokens)
+    positions = torch.stack([places // grid.slice_tokens * 2 + 100, places + 200, places + 300])
+    return VideoTokens(embeds, positions, places, grid, num_kept=num_kept, width=width if levels else None)
+
+
+def compressed(policy, tokens, weights):
+    return policy.compress(VideoTokens(**{**vars(tokens), "weights": weights}))
+
+
+def stirred(weights, seed=1):
+    """The same weights, moved away from where they start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in weights.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return weights
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+@pytest.mark.parametrize("options", [LEARNED, {"gate": "learned"}, {"resampler": "attention"}])
+@pytest.mark.parametrize("tokens_per_cube", [None, 2])
+def test_untrained_weights_do_what_the_rule_does(options, tokens_per_cube, levels):
+    tokens = video(levels=levels, num_kept=10)
+    policy = Cubes(tokens_per_cube=tokens_per_cube, **options)
+    rule = Cubes(tokens_per_cube=tokens_per_cube).compress(tokens)
+    learned = compressed(policy, tokens, policy.new_weights(16).eval())
+    assert torch.equal(learned.source, rule.source)
+    assert torch.equal(learned.embeds, rule.embeds)
+    assert torch.equal(learned.positions, rule.positions)
+    assert learned.thumbnail is None
+
+
+def test_a_gate_in_bf16_decides_as_in_float32():
+    policy, weights = Cubes(gate="learned"), stirred(Cubes(gate="learned").new_weights(16).eval()).bfloat16()
+    tokens = video(40, num_kept=60, dtype=torch.bfloat16)
+    precise = video(40, num_kept=60)
+    precise = VideoTokens(**{**vars(precise), "embeds": tokens.embeds.float()})
+    cut = compressed(policy, tokens, weights).source
+    assert torch.equal(cut, compressed(policy, precise, copy.deepcopy(weights).float()).source)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(cut, compressed(policy, tokens, weights).source)
+    assert not torch.equal(cut, Cubes().compress(tokens).source), "the gate was moved"
+
+
+@pytest.mark.parametrize("tokens_per_cube", [None, 2])
+def test_the_resampler_equals_attention_cube_by_cube(tokens_per_cube):
+    policy = Cubes(gate="fixed", resampler="attention", tokens_per_cube=tokens_per_cube)
+    tokens, weights = video(11, num_kept=None), stirred(policy.new_weights(16).eval()).double()
+    tokens = VideoTokens(**{**vars(tokens), "embeds": tokens.embeds.double(), "num_kept": 8})
+    resampler: Resampler = weights.resampler
+    result = compressed(policy, tokens, weights)
+    mean = Cubes(gate="fixed", tokens_per_cube=tokens_per_cube).compress(tokens)
+    size = 2 if tokens_per_cube else 6
+    starts = sorted({int(place) // 6 for place in result.source})
+    for cube, (start, stop) in enumerate(zip(starts, [*starts[1:], 11], strict=True)):
+        own = slice(cube * size, min((cube + 1) * size, 8))
+        places = result.source[own]
+        keys = resampler.norm_key(tokens.embeds[start * 6 : stop * 6])
+        codes = torch.stack([code(2 * (at // 6), at % 6 // 3, at % 3) for at in range(start * 6, stop * 6)])
+        asks = torch.stack([code(2 * start, int(at) % 6 // 3, int(at) % 3) for at in places])
+        queries = resampler.to_query(resampler.norm_query(mean.embeds[own] + resampler.query) + asks)
+        weights_of = (queries @ resampler.to_key(keys + codes).T / math.sqrt(16)).softmax(-1)
+        expected = mean.embeds[own] + resampler.out(weights_of @ resampler.to_value(keys))
+        torch.testing.assert_close(result.embeds[own], expected, atol=1e-5, rtol=1e-5)
+
+
+def code(time, row, column, width=16):
+    parts = []
+    for number, size in ((time, width // 4), (row, width * 3 // 8), (column, width * 3 // 8)):
+        angles = [number * 10000.0 ** (-at / (size // 2)) for at in range(size // 2)]
+        parts += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+    return torch.tensor(parts, dtype=torch.double)
+
+
+def test_the_gate_learns_by_its_choice():
+    policy = Cubes(gate="learned", logit_penalty=0.0)
+    weights = stirred(policy.new_weights(16).train())
+    weights.noise = 0.0
+    tokens = video(12, num_kept=24)
+    result = compressed(policy, tokens, weights)
+    assert torch.equal(result.embeds, compressed(policy, tokens, weights.eval()).embeds), "only the gradient is new"
+    assert result.thumbnail.shape == (6, 16)
+    starts = sorted({int(place) // 6 for place in result.source})
+    slices = tokens.embeds.view(12, 6, 16)
+    torch.testing.assert_close(result.thumbnail, slices[starts].mean(0))
+    result.thumbnail.sum().backward()
+    assert weights.gate.look.weight.grad.abs().sum() > 0
+    assert weights.gate.log_prior.grad.abs() > 0
+
+
+def test_straight_through_gives_every_slice_the_gradient_of_its_probability():
+    logits = torch.tensor([0.3, 2.0, -1.0, 0.9], dtype=torch.double, requires_grad=True)
+    chosen = straight_through(logits, 3, 0.0, 0.5, 0.0)
+    assert chosen.starts == [0, 2, 4]
+    assert torch.equal(chosen.straight, torch.zeros(5, dtype=torch.double))
+    weight = torch.tensor([7.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.double)
+    (chosen.straight * weight).sum().backward()
+    probability = ((logits.detach() - (0.3 + 0.9) / 2) / 0.5).sigmoid()
+    torch.testing.assert_close(logits.grad, weight[1:] * probability * (1 - probability) / 0.5)
+
+
+def test_the_penalty_enters_in_the_backward_pass():
+    def gradient(penalty):
+        logits = torch.tensor([0.3, 2.0, -1.0, 0.9], dtype=torch.double, requires_grad=True)
+        straight_through(logits, 3, 0.0, 0.5, penalty).straight.sum().backward()
+        return logits.grad
+
+    logits = torch.tensor([0.3, 2.0, -1.0, 0.9], dtype=torch.double, requires_grad=True)
+    centred = logits - 0.6
+    (0.25 * torch.stack([-centred / 2, centred / 2]).norm(dim=0).mean()).backward()
+    torch.testing.assert_close(gradient(0.25) - gradient(0.0), logits.grad)
+
+
+def test_noise_is_logistic_and_only_in_training():
+    torch.manual_seed(0)
+    logits = torch.zeros(20000, dtype=torch.double)
+    first = torch.tensor([straight_through(logits[:2], 2, 1.0, 0.5, 0.0).starts[1] for _ in range(2000)])
+    assert 0.45 < (first == 1).double().mean() < 0.55
+    far = torch.tensor([0.0, 2.0], dtype=torch.double)
+    won = torch.tensor([straight_through(far, 2, 1.0, 0.5, 0.0).starts[1] for _ in range(4000)])
+    # P(logistic - logistic > 2), the difference of two logistic variables
+    expected = 1 - (math.exp(2) * (2 - 1) + 1) / (math.exp(2) - 1) ** 2
+    assert abs((won == 2).double().mean() - expected) < 0.03
+    policy = Cubes(gate="learned")
+    weights = policy.new_weights(16).eval()
+    cuts = {tuple(compressed(policy, video(30, num_kept=60), weights).source.tolist()) for _ in range(5)}
+    assert len(cuts) == 1
+    weights.train().noise = 5.0
+    assert len({tuple(compressed(policy, video(30, num_kept=60), weights).source.tolist()) for _ in range(5)}) > 1
+
+
+def test_a_policy_without_what_it_learns_is_refused():
+    with pytest.raises(ConfigError, match="which quickprefill.apply\\(model\\) makes; got tokens without them"):
+        Cubes(gate="learned").compress(video(num_kept=12))
+    with pytest.raises(ConfigError, match="widths that 16 divides, but the model is 24 wide"):
+        CubesWeights(24, gate=False, resampler=True)
+    for options in ({"temperature": 0}, {"logit_penalty": -1.0}, {"temperature": math.inf}):
+        with pytest.raises(ConfigError, match="temperature must be > 0 and logit_penalty >= 0"):
+            Cubes(**options)
