@@ -18,6 +18,7 @@ from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
 from quickprefill.patch import ATTRIBUTE, install, live, uninstall
 from quickprefill.reporting import PrefillReport
 from quickprefill.targets import absent_hosts, core_of, find_targets
+from quickprefill.weights import attach, detach, needs_a_model, put_back, weights_of
 
 __all__ = ["apply", "configured", "disabled", "patched", "remove", "report"]
 
@@ -37,10 +38,11 @@ def apply(model: _Model = None, config: QuickPrefillConfig | None = None, **over
         **overrides: fields of the config that differ: `apply(model, keep=0.25)`.
 
     Returns:
-        `model`, for chaining. A second apply replaces the first.
+        `model`, for chaining. A second apply replaces the first; weights that a policy learned stay if they fit.
 
     Raises:
-        ConfigError: a value is out of range, or names a layer that the model does not have.
+        ConfigError: a value is out of range, names a layer that the model does not have, or a policy has weights and
+            this is no single model.
         UnsupportedModelError: no family covers the model, or it lacks a seam. Nothing is changed then.
     """
     config = _configure(config, overrides)
@@ -49,7 +51,11 @@ def apply(model: _Model = None, config: QuickPrefillConfig | None = None, **over
         host.check(target)
         if not isinstance(target, type):
             check_layers(config, host.new_layers(host.core(target)))
+    if model is None or isinstance(model, type):
+        needs_a_model(config)
     for target, host in targets:
+        if not isinstance(target, type):
+            attach(host, host.core(target), config)
         _patch(target, host, config)
     for host in absent_hosts() if model is None else ():
         late.when_imported(host.module_name, _Late(host, config))
@@ -59,12 +65,14 @@ def apply(model: _Model = None, config: QuickPrefillConfig | None = None, **over
 def remove(model: _Model = None) -> _Model:  # type: ignore[assignment]
     """Undo apply(model), for the same kind of argument. Leaves no trace; does nothing where nothing was applied.
 
-    Where somebody wrapped the patched forward() meanwhile, their wrapper stays and leads to the stock model.
+    Weights that a policy learned go too: save_adapter() first. Where somebody wrapped the patched forward() meanwhile,
+    their wrapper stays and leads to the stock model.
     """
     for target, host in find_targets(model):
         for part in (target, core_of(target, host)):
             if part is not None:  # a release may lack a class that the host has in others
                 uninstall(part)
+                detach(part)
     for name in list(late.waiting) if model is None else ():
         late.cancel(name)
     return model
@@ -75,12 +83,16 @@ def patched(model: Any = None, config: QuickPrefillConfig | None = None, **overr
     """apply() for the duration of a with block; afterwards the model is as it was, patched before or not."""
     records = [(target, live(target)) for target, _ in find_targets(model)]
     before = [(target, record.calls.config) for target, record in records if record is not None]
+    cores = [core_of(target, host) for target, host in find_targets(model)]
+    weights = [(core, weights_of(core)) for core in cores if core is not None]
     waited = dict(late.waiting)
     apply(model, config, **overrides)
     try:
         yield model
     finally:
         remove(model)
+        for core, held in weights:
+            put_back(core, held)
         for target, config_before in before:
             apply(target, config_before)
         for name, action in waited.items() if model is None else ():

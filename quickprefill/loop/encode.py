@@ -44,6 +44,7 @@ class Encoder:
         frames_per_slice: int,
         width: int,
         question: torch.Tensor | None,
+        weights: torch.nn.Module | None,
         recorder: Recorder,
     ) -> None:
         """
@@ -51,9 +52,10 @@ class Encoder:
             config: with group_frames resolved, "auto" is none of its values here.
             width: C; rows of embeddings may be wider.
             question: (Q, C), for a compressor that asks for it.
+            weights: for one that has some.
         """
         self._row, self._config, self._frames_per_slice = row, config, frames_per_slice
-        self._width, self._question, self._recorder = width, question, recorder
+        self._width, self._question, self._weights, self._recorder = width, question, weights, recorder
         self._index = 0
 
     def groups(self, span: VideoSpan) -> Iterator[Entering]:
@@ -113,7 +115,9 @@ class Encoder:
         groups = -(-(stop - first) // group_slices(self._config, self._frames_per_slice, span.grid))
         count = compressed_count(self._config, group.grid, groups)
         with self._recorder.span("compress", self._index):
-            compressed = compressor.compress(replace(tokens, num_kept=count, question=self._question))
+            compressed = compressor.compress(
+                replace(tokens, num_kept=count, question=self._question, weights=self._weights)
+            )
         _check(compressor, compressed, tokens)
         self._recorder.kept_places("compress", group, None, compressed.source)
         return compressed

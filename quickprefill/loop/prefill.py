@@ -26,6 +26,7 @@ from quickprefill.loop.stretch import Stretch, Text
 from quickprefill.loop.text import TextEmbedder
 from quickprefill.prompt.spans import find_videos
 from quickprefill.reporting import Recorder
+from quickprefill.weights import weights_of
 
 __all__ = ["MAX_LENGTH", "prefill"]
 
@@ -57,6 +58,11 @@ def prefill(
     cache = DynamicCache() if cache is None else cache
     rows, row_of = _unique(host.rows(core, call))
     num_columns = call["input_ids"].shape[1]
+    if any(len(row.columns) and int(row.columns[-1]) + 1 < num_columns for row in rows):
+        raise InputError(
+            "attention_mask has padding on the right of a prompt; a prompt that is generated from is padded on the "
+            'left: use AutoProcessor.from_pretrained(..., padding_side="left")'
+        )
     logical_length = cache.get_seq_length() + num_columns
     room = min(max(vars(cache).pop(MAX_LENGTH, logical_length) - logical_length, 0), _MOST_ROOM_TOKENS)
     wanted = wanted_columns(logits_to_keep, num_columns)
@@ -131,7 +137,8 @@ class _Prompt:
         cache = self._cache(plan)
         decoder = Decoder(host, core, config, cache, recorder)
         asked = None if question is None else question.embeds[:, : self._geometry.hidden]
-        encoder = Encoder(row, config, frames_per_slice, self._geometry.hidden, asked, recorder)
+        weights = weights_of(core)
+        encoder = Encoder(row, config, frames_per_slice, self._geometry.hidden, asked, weights, recorder)
         frames = sum(span.grid.slices for span in self._spans) * frames_per_slice
         bar = tqdm(total=frames, desc="prefill", unit="frame", disable=not config.progress)
 

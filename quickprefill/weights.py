@@ -1,0 +1,77 @@
+"""What a policy learns, as a module of the model: optimizers, checkpoints and devices treat it as the model's own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from quickprefill.config import QuickPrefillConfig
+from quickprefill.errors import ConfigError
+from quickprefill.hosts.base import Host
+
+__all__ = ["NAME", "attach", "detach", "needs_a_model", "own_weights", "put_back", "weights_of"]
+
+logger = logging.getLogger("quickprefill")
+
+NAME = "quickprefill"
+"""The child module of the core."""
+_SOME_WIDTH = 16
+
+
+def weights_of(core: Any) -> torch.nn.Module | None:
+    """The weights in a core, as it runs them: PEFT may have put a module of its own in the place of ours."""
+    return core._modules.get(NAME) if isinstance(core, torch.nn.Module) else None
+
+
+def own_weights(core: Any, kind: type[torch.nn.Module] = torch.nn.Module) -> torch.nn.Module | None:
+    """Those among them that a policy made."""
+    held = weights_of(core)
+    if held is None or isinstance(held, kind):
+        return held
+    active = getattr(held, "modules_to_save", None)  # PEFT's wrapper: a copy for each adapter, which it trains
+    copies = [part for part in (held if active is None else active).modules() if isinstance(part, kind)]
+    return copies[-1] if copies else None
+
+
+def needs_a_model(config: QuickPrefillConfig) -> None:
+    """Raise ConfigError if a policy has weights, for which a class, or all classes, have no place."""
+    compressor = config.compressor
+    if compressor is not None and compressor.new_weights(_SOME_WIDTH) is not None:
+        raise ConfigError(
+            f"{compressor!r} has weights, which need a model to live in; call apply(model, ...) with a model, not with "
+            "a class or None"
+        )
+
+
+def attach(host: Host, core: Any, config: QuickPrefillConfig) -> None:
+    """Give a core the weights that its policy needs: those that it holds, if they fit, else new ones."""
+    compressor = config.compressor
+    geometry = host.geometry(core) if compressor is not None else None
+    fresh = None if compressor is None or geometry is None else compressor.new_weights(geometry.hidden)
+    if fresh is None or geometry is None:
+        detach(core)
+        return
+    held = own_weights(core, type(fresh))
+    if held is not None and _shapes(held) == _shapes(fresh):
+        return
+    detach(core)
+    core.add_module(NAME, fresh.to(geometry.vision_device, geometry.dtype).train(core.training))
+
+
+def detach(core: Any) -> None:
+    """Take the weights out of a core."""
+    if weights_of(core) is not None:
+        delattr(core, NAME)
+
+
+def put_back(core: Any, weights: torch.nn.Module | None) -> None:
+    """Undo what happened since weights_of(core) gave these."""
+    detach(core)
+    if weights is not None:
+        core.add_module(NAME, weights)
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
