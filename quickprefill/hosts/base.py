@@ -152,6 +152,15 @@ class Host(ABC):
         """One that leaves every vector where it is."""
 
     @abstractmethod
+    def decode(self, core: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The whole decoder as the host runs it without a cache, so as it trains: (B, n, C), or wider -> (B, n, C).
+
+        Args:
+            mask: (B, n), 1 where there is no padding.
+            positions: (P, B, n).
+        """
+
+    @abstractmethod
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
         """One decoder layer over (1, n, C); appends its keys and values to the cache."""
 

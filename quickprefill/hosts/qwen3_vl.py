@@ -36,6 +36,14 @@ class Qwen3_VL(QwenHost):
         embeds = torch.nn.functional.pad(embeds, (0, _levels(core) * embeds.shape[1]))
         return self.with_features(core, ids, embeds, features)
 
+    def decode(self, core: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        hidden, *levels = torch.split(embeds, _width(core), dim=-1)
+        everywhere = torch.ones(mask.shape, dtype=torch.bool, device=hidden.device)
+        later = [level.flatten(0, 1) for level in levels]  # zeros where text is, as everywhere in our rows
+        return self.run_decoder(
+            core, hidden, mask, positions, visual_pos_masks=everywhere, deepstack_visual_embeds=later
+        )
+
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
         width = _width(core)
         output = super().layer(core, index, hidden[..., :width], rotary, cache)

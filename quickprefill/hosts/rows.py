@@ -30,12 +30,12 @@ def split_rows(
         videos, features: those of all rows, in order; features (M, C) of images and audio.
 
     Raises:
-        InputError: placeholders do not match what comes with them, or a prompt is padded on the right.
+        InputError: placeholders do not match what comes with them, or there is padding inside a prompt.
     """
     ids, on_host, videos = call["input_ids"], call["input_ids"].cpu(), list(videos)
     rows = []
-    for batch_row, start in enumerate(_padding(call.get("attention_mask"), ids)):
-        row_ids = host.named(core, on_host[batch_row, start:])
+    for batch_row, (start, stop) in enumerate(_bounds(call.get("attention_mask"), ids)):
+        row_ids = host.named(core, on_host[batch_row, start:stop])
         num_video = int((row_ids == host.video_token_id(core)).count_nonzero())
         num_features = int(host.feature_mask(core, row_ids).count_nonzero())
         if num_features > (0 if features is None else len(features)):
@@ -45,8 +45,8 @@ def split_rows(
         rows.append(
             Row(
                 ids=row_ids,
-                positions=positions[:, batch_row, start:],
-                columns=torch.arange(start, ids.shape[1]),
+                positions=positions[:, batch_row, start:stop],
+                columns=torch.arange(start, stop),
                 videos=_take(videos, num_video),
                 features=None if features is None else features[:num_features],
             )
@@ -62,22 +62,22 @@ def split_rows(
     return rows
 
 
-def _padding(mask: torch.Tensor | None, ids: torch.Tensor) -> list[int]:
-    """How many columns of padding each row begins with.
+def _bounds(mask: torch.Tensor | None, ids: torch.Tensor) -> list[tuple[int, int]]:
+    """The columns from which and up to which each row holds its prompt; the rest is padding.
 
     Raises:
         InputError: there is padding elsewhere.
     """
     if mask is None:
-        return [0] * ids.shape[0]
-    visible = mask[:, -ids.shape[1] :].bool().cpu()
-    starts = [visible.shape[1] - int(row.count_nonzero()) for row in visible]
-    if not all(bool(row[start:].all()) for row, start in zip(visible, starts, strict=True)):
-        raise InputError(
-            "attention_mask has padding on the right of a prompt; a prompt that is generated from is padded on the "
-            'left: use AutoProcessor.from_pretrained(..., padding_side="left")'
-        )
-    return starts
+        return [(0, ids.shape[1])] * ids.shape[0]
+    bounds = []
+    for row in mask[:, -ids.shape[1] :].bool().cpu():
+        columns = row.nonzero()[:, 0]
+        start = int(columns[0]) if len(columns) else len(row)
+        bounds.append((start, start + len(columns)))
+        if len(columns) and int(columns[-1]) >= start + len(columns):
+            raise InputError("attention_mask has padding between the tokens of a prompt; pad on one side only")
+    return bounds
 
 
 def _take(videos: list[PendingVideo], num_tokens: int) -> tuple[PendingVideo, ...]:

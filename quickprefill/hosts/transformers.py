@@ -187,6 +187,23 @@ class TransformersHost(Host):
         cos, sin = rotary
         return torch.ones_like(cos), torch.zeros_like(sin)
 
+    def decode(self, core: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.run_decoder(core, embeds, mask, positions)
+
+    def run_decoder(
+        self, core: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, **more: Any
+    ) -> torch.Tensor:
+        """decode() with more arguments for the decoder."""
+        output = self.decoder(core)(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions[0] if len(positions) == 1 else positions,
+            use_cache=False,
+            **more,
+        )
+        hidden: torch.Tensor = output[0]
+        return hidden
+
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
         output = self.decoder(core).layers[index](
             hidden,

@@ -24,13 +24,16 @@ from quickprefill import versions
 from quickprefill.attention.running import Running, running
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.fits import check_layers, with_default_policy
+from quickprefill.fits import with_default_policy
 from quickprefill.hosts.base import Host
 from quickprefill.loop.prefill import MAX_LENGTH, prefill
+from quickprefill.loop.reasons import layers_reason, machinery_reason
+from quickprefill.loop.training import Training
 from quickprefill.reporting import Recorder
 from quickprefill.spread import LEAST, Spread
+from quickprefill.weights import weights_of
 
-__all__ = ["EVERYTHING", "Calls", "cache_reason", "left_to_stock"]
+__all__ = ["EVERYTHING", "Calls", "left_to_stock"]
 
 logger = logging.getLogger("quickprefill")
 
@@ -45,7 +48,7 @@ class _Request:
     """What the head's forward() was asked for."""
 
     logits_to_keep: int | torch.Tensor = 0
-    labels: bool = False
+    labels: torch.Tensor | None = None
 
 
 _request: ContextVar[_Request | None] = ContextVar("quickprefill_request", default=None)
@@ -70,6 +73,7 @@ class Calls:
         self.host = host
         self.config = config
         self.last_prefill: Recorder | None = None
+        self._training = Training(host, config)
         self._warned: set[str] = set()
         self._spread: Spread | None = Spread()
         """Of the first scores; None once it has been looked at."""
@@ -77,7 +81,7 @@ class Calls:
     def head_forward(self, stock: Callable[..., Any], head: Any, *args: Any, **kwargs: Any) -> Any:
         """The stock head, which finds our core inside."""
         call = _named(stock, args, kwargs)
-        request = _Request(_wanted(type(head), call), call.get("labels") is not None)
+        request = _Request(_wanted(type(head), call), call.get("labels"))
         token = _request.set(request)
         try:
             return stock(*args, **kwargs)
@@ -103,6 +107,8 @@ class Calls:
             if self._spread is not None and self._spread.noted:  # by now the device has done that prefill
                 self._look_at_scores(core, self._spread.told())
                 self._spread = None
+            if self._trains(core, call, request):
+                return self._training.forward(stock, core, call, request.labels)
             if self._is_ours(core, call, request):
                 geometry = self.host.geometry(core)
                 recorder = Recorder(self.config.trace, geometry.devices[-1], spread=self._spread)
@@ -113,6 +119,12 @@ class Calls:
             return self._stock(stock, core, call)
         finally:
             _request.reset(token)
+
+    def _trains(self, core: Any, call: dict[str, Any], request: _Request) -> bool:
+        """Whether a call that leaves the prefill alone passes what the policy learns."""
+        if weights_of(core) is None or versions.cache_of(call) is not None or _is_left(core):
+            return False
+        return _is_inert(core, call, request)
 
     def _look_at_scores(self, core: Any, spread: float) -> None:
         if spread < LEAST:
@@ -130,37 +142,15 @@ class Calls:
     def _is_ours(self, core: Any, call: dict[str, Any], request: _Request) -> bool:
         if not self.host.has_video(core, call) or _is_left(core) or _is_inert(core, call, request):
             return False
-        reason = _machinery_reason(core, call) or self.host.stock_reason(core, call) or self._layers_reason(core, call)
+        reason = (
+            machinery_reason(core, call)
+            or self.host.stock_reason(core, call)
+            or layers_reason(self.host, core, self.config, call)
+        )
         if reason is not None and reason not in self._warned:
             self._warned.add(reason)
             logger.warning("quickprefill leaves this video to the stock model, unpruned: %s", reason)
         return reason is None
-
-    def _layers_reason(self, core: Any, call: dict[str, Any]) -> str | None:
-        """Why the model's layers, or what this call's cache holds, cannot take a group.
-
-        Raises:
-            ConfigError: the config names a layer that the model does not have.
-        """
-        ids, mask = call["input_ids"], call.get("attention_mask")
-        layers = self.host.new_layers(core)  # a caller's cache may hold plain layers where the host has a window
-        check_layers(self.config, layers)
-        if mask is not None and not bool(mask[:, : mask.shape[1] - ids.shape[1]].all()):
-            return "the cache holds padding of an earlier turn"
-        if not any(getattr(layer, "is_sliding", False) for layer in layers):
-            return None
-        selector = self.config.selector
-        if (
-            selector is not None
-            and selector.attention == "causal"
-            and getattr(layers[selector.layer], "is_sliding", False)
-        ):
-            return f"{selector.name} reads the attention of layer {selector.layer}, which sees a sliding window only"
-        if not self.config.see_past:
-            return "see_past=False has no meaning for layers with a sliding window"
-        if ids.shape[0] > 1 and not bool((ids == ids[:1]).all()):
-            return "layers with a sliding window take different prompts one at a time, not as a batch"
-        return None
 
     def _stock(self, stock: Callable[..., Any], core: Any, call: dict[str, Any]) -> Any:
         layers = getattr(versions.cache_of(call), "layers", [])
@@ -204,41 +194,13 @@ def _is_inert(core: Any, call: dict[str, Any], request: _Request) -> bool:
     use_cache = call.get("use_cache")
     if use_cache is None:
         use_cache = core.config.get_text_config().use_cache
-    if torch.is_grad_enabled() or request.labels or not use_cache:
+    if torch.is_grad_enabled() or request.labels is not None or not use_cache:
         return True
     if not core.training:
         return False
     # A layer that checkpoints while training drops the cache that it is given.
     checkpoints = any(getattr(part, "gradient_checkpointing", False) for part in core.modules())
     return checkpoints or not hasattr(versions.cache_of(call), MAX_LENGTH)
-
-
-def _machinery_reason(core: Any, call: dict[str, Any]) -> str | None:
-    """Why the host's generation machinery asks for something that a pruned prefill cannot give."""
-    mask = call.get("attention_mask")
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
-        return "attention_mask is not a 2-D padding mask (a static cache or a custom mask)"
-    for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
-        configs = (core.config, core.config.get_text_config())
-        wanted = call.get(name)
-        if wanted if wanted is not None else any(getattr(config, name, False) for config in configs):
-            return f"{name}=True asks for what the pruned tokens would have given"
-    return cache_reason(versions.cache_of(call), call.get("input_ids"))
-
-
-def cache_reason(cache: Any, ids: torch.Tensor | None) -> str | None:
-    """Why a caller's cache cannot be filled by groups."""
-    if cache is None:
-        return None
-    if not isinstance(cache, DynamicCache):
-        return f"the cache is a {type(cache).__name__}; only a DynamicCache can be pruned"
-    if cache.offloading:
-        return "the cache is offloaded; only a DynamicCache that stays on its device can be pruned"
-    if ids is None or ids.shape[0] == 1:
-        return None
-    if cache.get_seq_length() > 0:
-        return "the cache already holds tokens of a batch of several rows; a later turn's video needs batch size 1"
-    return None
 
 
 def _named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

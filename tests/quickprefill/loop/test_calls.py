@@ -103,7 +103,7 @@ def test_prompts_without_video_are_inert(model, parts, caplog):
 def test_what_cannot_be_pruned_takes_the_stock_path_with_one_warning(model, inputs, caplog, options, words):
     if options.get("cache_implementation") == "offloaded" and not torch.cuda.is_available():
         # Without a GPU the host cannot run an offloaded cache either; building one shows that it is recognised.
-        from quickprefill.loop.calls import cache_reason
+        from quickprefill.loop.reasons import cache_reason
 
         cache = DynamicCache()
         cache.offloading = True
@@ -127,7 +127,7 @@ def test_attentions_come_from_the_stock_path(inputs, caplog):
 def test_a_quantized_cache_is_recognised():
     from transformers.cache_utils import Cache
 
-    from quickprefill.loop.calls import cache_reason
+    from quickprefill.loop.reasons import cache_reason
 
     class QuantizedCache(Cache):
         pass
