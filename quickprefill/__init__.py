@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from quickprefill.errors import (
+    AdapterError,
     CacheError,
     ConfigError,
     InputError,
@@ -25,7 +26,9 @@ from quickprefill.errors import (
 )
 
 if TYPE_CHECKING:
+    from quickprefill.adapters import load_adapter, save_adapter
     from quickprefill.applying import apply, disabled, patched, remove, report
+    from quickprefill.callback import CubesCallback
     from quickprefill.config import QuickPrefillConfig
     from quickprefill.estimating import Estimate, estimate
     from quickprefill.hosts import FAMILIES
@@ -36,8 +39,10 @@ __version__ = "0.1.0"
 __all__ = [
     "FAMILIES",
     "POLICIES",
+    "AdapterError",
     "CacheError",
     "ConfigError",
+    "CubesCallback",
     "Estimate",
     "InputError",
     "MemoryBudgetError",
@@ -49,12 +54,16 @@ __all__ = [
     "apply",
     "disabled",
     "estimate",
+    "load_adapter",
     "patched",
     "remove",
     "report",
+    "save_adapter",
 ]
 
 _HOMES = {
+    **dict.fromkeys(("load_adapter", "save_adapter"), "adapters"),
+    "CubesCallback": "callback",
     **dict.fromkeys(("apply", "disabled", "patched", "remove", "report"), "applying"),
     **dict.fromkeys(("Estimate", "estimate"), "estimating"),
     "FAMILIES": "hosts",

@@ -5,11 +5,13 @@ QuickPrefillError
 ├── UnsupportedModelError  a model, or a version of it, that no family covers (also a TypeError)
 │   └── UnsupportedReleaseError  a release of transformers that is too old (also an ImportError)
 ├── InputError             prompt, grids and pixels that do not fit together (also a ValueError)
+├── AdapterError           files of weights that are not those of this model and policy (also a ValueError)
 ├── MemoryBudgetError      a prompt that does not fit the device's free memory (also a MemoryError)
 └── CacheError             an operation that a pruned cache cannot do (also a RuntimeError)
 """
 
 __all__ = [
+    "AdapterError",
     "CacheError",
     "ConfigError",
     "InputError",
@@ -38,6 +40,10 @@ class UnsupportedReleaseError(UnsupportedModelError, ImportError):
 
 class InputError(QuickPrefillError, ValueError):
     """Placeholders in the prompt that do not match the videos or images given with it."""
+
+
+class AdapterError(QuickPrefillError, ValueError):
+    """Weights to save or load that are absent, or are for another model or policy; the message shows both sides."""
 
 
 class MemoryBudgetError(QuickPrefillError, MemoryError):
