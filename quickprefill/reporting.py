@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from quickprefill.cache.host_layers import held_tensors
+from quickprefill.errors import InputError
 from quickprefill.prompt.spans import Group
 from quickprefill.spread import Spread
 
@@ -32,6 +33,8 @@ class KeptPlaces:
     """(slices, rows, columns) of the video tokens in the group."""
     first_slice: int
     """The group's first temporal slice in its video."""
+    slice_frames: int
+    """Video frames of a slice."""
     places: torch.Tensor
     """(n,) in the raster of `grid`, ascending, on the CPU; (K, n) where each key-value head keeps its own."""
 
@@ -82,6 +85,24 @@ class PrefillReport:
     def kept(self) -> tuple[float, ...]:
         """Share of the video tokens in each layer's cache."""
         return tuple(stored / max(self.video_tokens, 1) for stored in self.stored_tokens)
+
+    def cubes(self, fps: float, video: int = 0) -> tuple[tuple[float, float], ...]:
+        """Start and end in seconds of the stretches that became one slice's tokens each; `fps` of the model's frames.
+
+        Raises:
+            InputError: nothing was recorded, for want of trace=True or of a compressor.
+        """
+        compressed = [kept for kept in self.kept_places if kept.stage == "compress" and kept.video == video]
+        if not compressed or not fps > 0:
+            raise InputError(
+                f"no cubes of video {video} at fps={fps!r} are known; patch with trace=True and a compressor such as "
+                "policy='cubes', and give the frames a second that the model got, > 0"
+            )
+        size = compressed[0].grid[1] * compressed[0].grid[2]
+        starts = sorted({int(slice_) for kept in compressed for slice_ in kept.first_slice + kept.places // size})
+        seconds = compressed[0].slice_frames / fps
+        stops = [*starts[1:], max(kept.first_slice + kept.grid[0] for kept in compressed)]
+        return tuple((start * seconds, stop * seconds) for start, stop in zip(starts, stops, strict=True))
 
     def __str__(self) -> str:
         low, high = min(self.stored_tokens, default=0), max(self.stored_tokens, default=0)
@@ -166,8 +187,10 @@ class Recorder:
         if not self.trace:
             return
         stayed = places if kept is None else places.to(kept.device)[kept]
-        grid = (group.grid.slices, group.grid.height, group.grid.width)
-        self._kept.append(KeptPlaces(stage, group.index, layer, group.video, grid, group.first_slice, stayed.cpu()))
+        grid, frames = (group.grid.slices, group.grid.height, group.grid.width), group.grid.slice_frames
+        self._kept.append(
+            KeptPlaces(stage, group.index, layer, group.video, grid, group.first_slice, frames, stayed.cpu())
+        )
 
     @contextlib.contextmanager
     def span(self, stage: str, group: int, weight: int = 1) -> Iterator[None]:

@@ -15,7 +15,13 @@ import torch
 from quickprefill.errors import ConfigError
 from quickprefill.policies.base import Compressor
 from quickprefill.policies.shared.cutting import cell_centres, cell_shape, cube_means, momenta, pooled
-from quickprefill.policies.shared.learned_cubes import Chosen, CubesWeights, resampler_bytes, straight_through
+from quickprefill.policies.shared.learned_cubes import (
+    Chosen,
+    CubesWeights,
+    gate_bytes,
+    resampler_bytes,
+    straight_through,
+)
 from quickprefill.policies.shared.segments import wide
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
@@ -119,7 +125,11 @@ class Cubes(Compressor):
         averaged = row + (size * width * precise if size < slice_tokens else 0)
         left_out = kept * (width * itemsize + 32) if cubes * size > kept else 0
         needed = num_tokens * precise + max(moving, embeds + averaged, embeds + places + left_out)
-        return needed + resampler_bytes(slices, cubes, slice_tokens, width, itemsize) if self.learns else needed
+        if self.gate == "learned":
+            needed += gate_bytes(slices, slice_tokens, width)
+        if self.resampler == "attention":
+            needed += resampler_bytes(slices, cubes, size, slice_tokens, width, itemsize)
+        return needed
 
     def compress(self, tokens: VideoTokens) -> VideoTokens:
         """The cubes' tokens.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import quickprefill
-from quickprefill.policies import KeyNorm, PruneVid, VidCom2
+from quickprefill.errors import InputError
+from quickprefill.policies import Cubes, KeyNorm, PruneVid, VidCom2
 from tests.tiny import Clip, make_inputs, prompt, tiny_model
 
 INPUTS = make_inputs(prompt(3, Clip((6, 4, 4)), 2, Clip((3, 4, 8)), 4))
@@ -129,3 +130,17 @@ def test_where_time_is_told_by_events_there_are_two_a_stage_and_group(model, con
     assert Event.made == 1 + 2 * len(report.timeline)
     assert {group for stage, group in times if stage == "prune"} == set(range(5))
     assert all(value > 0 for value in report.seconds.values())
+
+
+@pytest.mark.parametrize("group_frames", [4, None])
+def test_cubes_have_seconds(model, group_frames):
+    with (
+        torch.no_grad(),
+        quickprefill.patched(model, group_frames=group_frames, trace=True, policy=Cubes(8, gate="fixed")),
+    ):
+        model.generate(**make_inputs(prompt(4, Clip((10, 4, 4)), 5)), max_new_tokens=1)
+        report = quickprefill.report(model)
+    assert report.cubes(fps=4.0) == ((0.0, 1.5), (1.5, 3.0), (3.0, 5.0)), "ten slices of half a second"
+    for wrong in ({"fps": 0.0}, {"fps": 4.0, "video": 1}):
+        with pytest.raises(InputError, match="patch with trace=True and a compressor"):
+            report.cubes(**wrong)

@@ -7,7 +7,7 @@ sees each place of a slice before it takes their mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,14 +17,15 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from quickprefill.errors import ConfigError
 
-__all__ = ["Chosen", "CubesWeights", "Gate", "Resampler", "resampler_bytes", "straight_through"]
+__all__ = ["Chosen", "CubesWeights", "Gate", "Resampler", "gate_bytes", "resampler_bytes", "straight_through"]
 
 NOISE = 0.1
 """Weight of the noise in training where no callback anneals it."""
 _PRIOR = 2.0
 """Weight of the momentum in an untrained gate's logits."""
 _MOST_INNER, _HEAD = 1024, 128
-_SLICES_AT_ONCE = 32
+_MOST_SEEN = 256
+_SLICES_AT_ONCE, _TOKENS_AT_ONCE = 32, 4096
 
 
 class CubesWeights(nn.Module):
@@ -50,7 +51,7 @@ class Gate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = min(width, 256)
+        inner = min(width, _MOST_SEEN)
         self.look = nn.Linear(width, inner)
         self.norm = nn.LayerNorm(inner)
         self.hidden = nn.Linear(inner, inner)
@@ -114,32 +115,58 @@ class Resampler(nn.Module):
         dtype, device = self.to_key.weight.dtype, slices.device
         raster = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(device).view(-1, 2)
         spatial, temporal = _codes(raster, width * 3 // 8), _codes(times.to(device)[:, None], width // 4)
+        keys = self._keys(slices, spatial, temporal)
+        values = torch.cat([self.to_value(block) for block in self._normed(slices)])
         stops = [*starts[1:], len(slices)]
+        first = temporal[torch.tensor(starts, device=device)]
+        own = self.norm_query(means.to(dtype) + self.query) + _laid(first, spatial[centres], dtype)
+        queries = self.to_query(own)
         added = [torch.empty(0)] * len(starts)
         for cubes in _alike([stop - start for start, stop in zip(starts, stops, strict=True)]):
-            index = torch.tensor([range(starts[cube], stops[cube]) for cube in cubes], device=device)
-            keys = self.norm_key(slices[index].to(dtype).flatten(2, 3))  # (k, n, P, C)
-            own = self.norm_query(means[cubes].to(dtype) + self.query)
+            inside = [slice(starts[cube], stops[cube]) for cube in cubes]
+            own_keys, own_values = (torch.stack([part[one] for one in inside]).flatten(1, 2) for part in (keys, values))
             found = scaled_dot_product_attention(
-                self._by_head(self.to_query(own + _laid(temporal[index[:, 0]], spatial[centres], dtype))),
-                self._by_head(self.to_key(keys + _laid(temporal[index], spatial, dtype)).flatten(1, 2)),
-                self._by_head(self.to_value(keys).flatten(1, 2)),
+                self._by_head(queries[cubes]), self._by_head(own_keys), self._by_head(own_values)
             )
             for cube, out in zip(cubes, self.out(found.transpose(1, 2).flatten(2)), strict=True):
                 added[cube] = out
         return torch.stack(added)
 
+    def _keys(self, slices: torch.Tensor, spatial: torch.Tensor, temporal: torch.Tensor) -> torch.Tensor:
+        dtype = self.to_key.weight.dtype
+        blocks = zip(self._normed(slices), torch.split(temporal, _slices_at_once(len(spatial))), strict=True)
+        return torch.cat([self.to_key(block + _laid(times, spatial, dtype)) for block, times in blocks])
+
+    def _normed(self, slices: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Some slices at a time, (n, P, C)."""
+        step = _slices_at_once(slices.shape[1] * slices.shape[2])
+        for at in range(0, len(slices), step):
+            yield self.norm_key(slices[at : at + step].to(self.to_key.weight.dtype).flatten(1, 2))
+
     def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.view(*rows.shape[:-1], self.heads, -1).transpose(-3, -2)
 
 
-def resampler_bytes(slices: int, cubes: int, slice_tokens: int, width: int, itemsize: int) -> int:
-    """The most bytes alive at once beside a Resampler's input: its output, and work on cubes that it takes together."""
-    longest = slices - cubes + 1
-    together = min(max(longest, _SLICES_AT_ONCE), slices) * slice_tokens
-    output = 2 * cubes * slice_tokens * width * itemsize
-    codes = 4 * width * slice_tokens + 2 * slices * width
-    return output + codes + together * (4 * width * max(itemsize, 4) + 3 * min(width, _MOST_INNER) * itemsize)
+def gate_bytes(slices: int, slice_tokens: int, width: int) -> int:
+    """The most bytes alive at once in a Gate, all of it in float32: weights, one slice seen, what was seen of all."""
+    inner = min(width, _MOST_SEEN)
+    return 4 * inner * (width + inner + 2 * slice_tokens + 5 * slices)
+
+
+def resampler_bytes(slices: int, cubes: int, size: int, slice_tokens: int, width: int, itemsize: int) -> int:
+    """The most bytes alive at once in a Resampler: keys and values of all slices, and the cubes' tokens."""
+    inner, step = min(width, _MOST_INNER), min(_slices_at_once(slice_tokens), slices)
+    projected = 2 * slices * slice_tokens * inner * itemsize
+    codes = 4 * (slice_tokens * width * 3 // 4 + slices * width // 4)
+    block = step * slice_tokens * width * (3 * itemsize + 8)
+    tokens = cubes * size * (2 * width + inner) * itemsize
+    taken = min(max(slices - cubes + 1, _SLICES_AT_ONCE), slices) * slice_tokens * 2 * inner * itemsize
+    added = 2 * cubes * size * width * itemsize
+    return codes + added + projected + max(block, projected // 2, tokens + taken)
+
+
+def _slices_at_once(slice_tokens: int) -> int:
+    return max(_TOKENS_AT_ONCE // slice_tokens, 1)
 
 
 def _alike(lengths: list[int]) -> list[list[int]]:

@@ -1,5 +1,7 @@
 """workspace_bytes() against what is really alive inside compress()."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -49,7 +51,10 @@ def measure(policy, shape, dtype, keep, behind=0):
         num_kept=None if keep is None else round_share(keep, grid.num_tokens),
         width=channels if behind else None,
     )
-    with PeakLiveBytes() as peak:
+    weights = policy.new_weights(channels)
+    if weights is not None:
+        tokens = dataclasses.replace(tokens, weights=weights.to(dtype).eval())
+    with torch.no_grad(), PeakLiveBytes() as peak:
         policy.compress(tokens)
     width, size, left = channels + behind, grid.slice_tokens, tokens.num_kept or policy.own_count(grid)
     return peak.bytes, policy.workspace_bytes(grid.num_tokens, size, width, dtype.itemsize, left)
@@ -62,6 +67,23 @@ def test_within_a_tenth(policy, keep, shape, dtype):
     measured, said = measure(policy, shape, dtype, keep)
     assert measured <= said
     assert said <= 1.1 * measured
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("policy", "keep"),
+    [
+        (Cubes(gate="learned"), 0.3),
+        (Cubes(gate="fixed", resampler="attention"), 0.3),
+        (Cubes(4, tokens_per_cube=4, gate="learned", resampler="attention"), None),
+    ],
+    ids=str,
+)
+def test_what_is_learned_is_counted(policy, keep, shape, dtype):
+    """As if one cube were as long as can be, since only the content says how long they are."""
+    measured, said = measure(policy, shape, dtype, keep)
+    assert measured <= said <= 3 * measured
 
 
 @pytest.mark.parametrize("policy", [Cubes(), VidCom2(), PruneVid(select_tokens=False)], ids=str)
