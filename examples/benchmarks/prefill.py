@@ -36,7 +36,7 @@ import torch
 import quickprefill
 from quickprefill.budget.flops import layer_flops, vision_flops
 from quickprefill.hosts import FAMILIES
-from quickprefill.policies import KeyNorm, PruneVid, VidCom2
+from quickprefill.policies import Cubes, KeyNorm, PruneVid, VidCom2
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.benchmarks.launches import count_launches
@@ -62,6 +62,8 @@ def way_named(name: str) -> Way:
         "query_attention": lambda: ({"keep": number, "policy": "query_attention"}, {}),
         "vidcom2": lambda: ({"policy": VidCom2(number)}, {}),
         "vidcom2+key_norm": lambda: ({"keep": number, "policy": (VidCom2(2 * number), KeyNorm())}, {}),
+        "cubes": lambda: ({"keep": number, "policy": "cubes"}, {}),
+        "learned_cubes": lambda: ({"keep": number, "policy": Cubes(gate="learned", resampler="attention")}, {}),
         "prunevid": lambda: ({"policy": PruneVid(layer=4, scope="group")}, {}),
         "kvpress": lambda: (None, {}),
     }

@@ -159,3 +159,60 @@ def test_a_policy_without_what_it_learns_is_refused():
     for options in ({"temperature": 0}, {"logit_penalty": -1.0}, {"temperature": math.inf}):
         with pytest.raises(ConfigError, match="temperature must be > 0 and logit_penalty >= 0"):
             Cubes(**options)
+
+
+def literal_cuts(weights, tokens, cubes, alpha=0.8):
+    """The original's rule for inference, number by number: two logits a frame, their softmax, the most probable."""
+    gate, size = weights.gate, tokens.grid.slice_tokens
+    rows = tokens.embeds.double().tolist()
+    matrix = {name: parameter.double().tolist() for name, parameter in gate.named_parameters()}
+
+    def line(name, vector):
+        pairs = zip(matrix[f"{name}.weight"], matrix[f"{name}.bias"], strict=True)
+        return [sum(w * x for w, x in zip(row, vector, strict=True)) + bias for row, bias in pairs]
+
+    def smooth(x):
+        return x * (1 + math.erf(x / math.sqrt(2))) / 2
+
+    momentum, probability = None, {}
+    for at in range(1, tokens.grid.slices):
+        change = [
+            [a - b for a, b in zip(rows[at * size + place], rows[(at - 1) * size + place], strict=True)]
+            for place in range(size)
+        ]
+        if momentum is not None:
+            change = [
+                [alpha * a + (1 - alpha) * b for a, b in zip(*pair, strict=True)]
+                for pair in zip(change, momentum, strict=True)
+            ]
+        momentum = change
+        glances = [[smooth(x) for x in line("look", place)] for place in momentum]
+        seen = [sum(column) / size for column in zip(*glances, strict=True)]
+        mean = sum(seen) / len(seen)
+        spread = math.sqrt(sum((x - mean) ** 2 for x in seen) / len(seen) + 1e-5)
+        normed = [
+            (x - mean) / spread * w + b
+            for x, w, b in zip(seen, matrix["norm.weight"], matrix["norm.bias"], strict=True)
+        ]
+        (learned,) = line("score", [smooth(x) for x in line("hidden", normed)])
+        moved = sum(math.sqrt(sum(x * x for x in place)) for place in momentum) / size
+        logit = 2 * math.exp(matrix["log_prior"]) * math.log(moved + 1e-6) + learned
+        first, second = math.exp(-logit / 2 / 0.5), math.exp(logit / 2 / 0.5)
+        probability[at] = second / (first + second)
+    return sorted([0, *sorted(probability, key=lambda at: (-probability[at], at))[: cubes - 1]])
+
+
+@pytest.mark.parametrize("cubes", [1, 2, 4, 8])
+def test_cuts_are_those_of_the_originals_rule(cubes):
+    policy = Cubes(gate="learned")
+    weights = stirred(policy.new_weights(16).eval(), seed=cubes)
+    tokens = video(9, 1, 2, num_kept=2 * cubes, seed=cubes)
+    tokens = VideoTokens(**{**vars(tokens), "embeds": tokens.embeds * 0.05})  # so that no probability rounds to 1
+    expected = literal_cuts(weights, tokens, cubes)
+    assert sorted({int(place) // 2 for place in compressed(policy, tokens, weights).source}) == expected
+    if cubes == 4:
+        assert expected != sorted({int(place) // 2 for place in Cubes().compress(tokens).source}), "the gate was moved"
+
+
+def test_ties_go_to_the_earlier():
+    assert straight_through(torch.tensor([1.0, 2.0, 2.0, 2.0, 0.0], dtype=torch.double), 3).starts == [0, 2, 3]
