@@ -46,6 +46,7 @@ def to_the_right(inputs):
     return moved
 
 
+@pytest.mark.spine
 @pytest.mark.parametrize("family", OWN)
 def test_scoring_gives_the_logits_of_generate(family):
     model = FAMILIES[family].model()
