@@ -12,6 +12,7 @@ import torch
 
 from quickprefill import versions
 from quickprefill.hosts.qwen import QwenHost
+from quickprefill.hosts.whole_decoder import run_decoder
 from quickprefill.prompt.pending import PendingVideo
 
 __all__ = ["Qwen3_VL", "Qwen3_VL_MoE"]
@@ -40,9 +41,8 @@ class Qwen3_VL(QwenHost):
         hidden, *levels = torch.split(embeds, _width(core), dim=-1)
         everywhere = torch.ones(mask.shape, dtype=torch.bool, device=hidden.device)
         later = [level.flatten(0, 1) for level in levels]  # zeros where text is, as everywhere in our rows
-        return self.run_decoder(
-            core, hidden, mask, positions, visual_pos_masks=everywhere, deepstack_visual_embeds=later
-        )
+        deepstack = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": later}
+        return run_decoder(self.decoder(core), self.attention_config(core), hidden, mask, positions, **deepstack)
 
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
         width = _width(core)

@@ -21,6 +21,7 @@ from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.devices import execution_device
 from quickprefill.hosts.refusals import odd_layers, tensor_parallel
 from quickprefill.hosts.rows import split_rows
+from quickprefill.hosts.whole_decoder import run_decoder
 from quickprefill.prompt.pending import PendingVideo
 
 __all__ = ["TransformersHost"]
@@ -188,21 +189,7 @@ class TransformersHost(Host):
         return torch.ones_like(cos), torch.zeros_like(sin)
 
     def decode(self, core: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.run_decoder(core, embeds, mask, positions)
-
-    def run_decoder(
-        self, core: Any, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, **more: Any
-    ) -> torch.Tensor:
-        """decode() with more arguments for the decoder."""
-        output = self.decoder(core)(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions[0] if len(positions) == 1 else positions,
-            use_cache=False,
-            **more,
-        )
-        hidden: torch.Tensor = output[0]
-        return hidden
+        return run_decoder(self.decoder(core), self.attention_config(core), embeds, mask, positions)
 
     def layer(self, core: Any, index: int, hidden: torch.Tensor, rotary: Any, cache: Any) -> torch.Tensor:
         output = self.decoder(core).layers[index](

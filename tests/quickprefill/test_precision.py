@@ -10,7 +10,8 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import quickprefill
-from quickprefill.policies import PruneVid
+from quickprefill.policies import Cubes, PruneVid
+from tests.families import FAMILIES, build_inputs
 from tests.quickprefill.calls import assert_same_logits, forward, generate, stored
 from tests.quickprefill.reference import sectioned
 from tests.quickprefill.wrapping import Prepared
@@ -155,6 +156,18 @@ def test_a_kernel_from_the_hub_is_flash_attention(hub_kernel, caplog, where, row
     assert stored(pruned.past_key_values) == [TEXT + 14 + 3] * 3
     with quickprefill.patched(reference, keep=0.25, group_frames=4):
         assert_same_logits(pruned, generate(reference, inputs))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_flash_attention_trains_what_a_policy_learns_as_sdpa_does(hub_kernel, family):
+    """A prompt whose columns were dropped has gaps in its positions; it is one sequence all the same."""
+    model, inputs = FAMILIES[family].model(), build_inputs(family, prompt(4, Clip((8, 8, 8)), 6))
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -3:] = inputs["input_ids"][:, -3:]
+    quickprefill.apply(model, policy=Cubes(frames_per_cube=4, gate="learned"))
+    loss = model(**inputs, labels=labels).loss
+    model.config.get_text_config()._attn_implementation = HUB
+    torch.testing.assert_close(model(**inputs, labels=labels).loss, loss)
 
 
 # bf16: what one attention call rounds is the measure.
