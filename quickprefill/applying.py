@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from quickprefill import late, release, versions
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError, InputError, QuickPrefillError
-from quickprefill.fits import check_layers, with_default_policy
+from quickprefill.fits import check_layers
 from quickprefill.hosts import Host
 from quickprefill.loop.calls import EVERYTHING, Calls, left_to_stock
 from quickprefill.patch import ATTRIBUTE, install, live, uninstall
@@ -136,7 +136,6 @@ def configured(
     config = _configure(config, overrides)
     core = host.core(target)
     check_layers(config, host.new_layers(core))
-    config = with_default_policy(config, host, core)
     last = None if calls is None or calls.last_prefill is None else calls.last_prefill.report()
     return core, host, config, last
 
@@ -195,8 +194,7 @@ def _extra_repr(stock: Callable[[], str], model: Any) -> str:
     calls = _calls(model)
     if calls is None:
         return stock()
-    config = with_default_policy(calls.config, calls.host, calls.host.core(model))
-    fields = [f"{field.name}={_shown(config, field.name)}" for field in dataclasses.fields(config)]
+    fields = [f"{field.name}={_shown(calls.config, field.name)}" for field in dataclasses.fields(calls.config)]
     return "\n".join(filter(None, (stock(), f"(quickprefill): {', '.join(fields)}")))
 
 

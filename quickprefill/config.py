@@ -16,7 +16,8 @@ from quickprefill.policies.named import policy_from_dict, policy_to_dict
 
 __all__ = ["DEFAULT_POLICY", "QuickPrefillConfig"]
 
-DEFAULT_POLICY = "key_norm"
+DEFAULT_POLICY = "value_norm"
+"""examples/guides/quality.md has the evidence."""
 _DEFAULT_KEEP = 0.5
 
 
@@ -25,7 +26,7 @@ class QuickPrefillConfig:
     """How a video is prefilled. The first five fields are the ones to know.
 
     >>> QuickPrefillConfig(keep=0.25, group_frames=32).policies
-    (KeyNorm(largest=False, per_head=False),)
+    (ValueNorm(largest=True, per_head=False),)
 
     Raises:
         ConfigError: a value is outside its range, or two values do not go together.
@@ -43,8 +44,8 @@ class QuickPrefillConfig:
     machine. "auto": the most that fit the free memory, up to where more no longer helps; the number, and with it what
     is kept, may then differ from one machine to another. QuickVideo's way is 16."""
     policy: str | Policy | Sequence[str | Policy] | None = None
-    """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage. None: a score by
-    the model's kind, key_norm, or value_norm where the decoder norms its keys (QK norm: Qwen3-VL, Qwen3.5)."""
+    """Which tokens stay: a key of POLICIES, a policy object, or several that each take another stage. None: value_norm;
+    QuickVideo's default is key_norm."""
     progress: bool = False
     """Show a progress bar over groups."""
     first_layer: int = 0
@@ -143,7 +144,7 @@ class QuickPrefillConfig:
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        """The policies as objects; where none was named, as for a model that does not norm its keys."""
+        """The policies as objects."""
         named = DEFAULT_POLICY if self.policy is None else self.policy
         given: Any = named if isinstance(named, tuple) else (named,)
         for policy in given:

@@ -1,27 +1,15 @@
-"""A config and one model: what its layers cannot do is refused, and where no policy is named it gets its own."""
+"""A config and one model: what its layers cannot do is refused."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from quickprefill import versions
-from quickprefill.config import DEFAULT_POLICY, QuickPrefillConfig
+from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError
-from quickprefill.hosts.base import Host
 
-__all__ = ["check_layers", "with_default_policy"]
-
-_FOR_NORMED_KEYS = "value_norm"
-"""A score like DEFAULT_POLICY, so that every option means the same; examples/guides/quality.md has the evidence."""
-
-
-def with_default_policy(config: QuickPrefillConfig, host: Host, core: Any) -> QuickPrefillConfig:
-    """The config with a policy: where none was named, one whose scores can tell this model's tokens apart."""
-    if config.policy is not None:
-        return config
-    return dataclasses.replace(config, policy=_FOR_NORMED_KEYS if host.norms_keys(core) else DEFAULT_POLICY)
+__all__ = ["check_layers"]
 
 
 def check_layers(config: QuickPrefillConfig, layers: Sequence[Any]) -> None:

@@ -24,7 +24,6 @@ from quickprefill import versions
 from quickprefill.attention.running import Running, running
 from quickprefill.cache.layer import PrunedLayer
 from quickprefill.config import QuickPrefillConfig
-from quickprefill.fits import with_default_policy
 from quickprefill.hosts.base import Host
 from quickprefill.loop.prefill import MAX_LENGTH, prefill
 from quickprefill.loop.reasons import layers_reason, machinery_reason
@@ -112,8 +111,7 @@ class Calls:
             if self._is_ours(core, call, request):
                 geometry = self.host.geometry(core)
                 recorder = Recorder(self.config.trace, geometry.devices[-1], spread=self._spread)
-                config = with_default_policy(self.config, self.host, core)
-                output = prefill(self.host, core, config, call, request.logits_to_keep, geometry, recorder)
+                output = prefill(self.host, core, self.config, call, request.logits_to_keep, geometry, recorder)
                 self.last_prefill = recorder
                 return output
             return self._stock(stock, core, call)
@@ -128,7 +126,7 @@ class Calls:
 
     def _look_at_scores(self, core: Any, spread: float) -> None:
         if spread < LEAST:
-            scorer = with_default_policy(self.config, self.host, core).scorer
+            scorer = self.config.scorer
             logger.warning(
                 "quickprefill: %s cannot tell this model's tokens apart: std / mean of what it goes by was %.1g in the "
                 "first group, below %g, so that what stays is nearly arbitrary%s; use value_norm, vidcom2 or "

@@ -1,4 +1,4 @@
-"""Where no policy is named, a score that tells tokens apart; a warning where one that was named does not."""
+"""Where no policy is named, one score for all models; a warning where one that was named cannot tell tokens apart."""
 
 import copy
 import logging
@@ -14,8 +14,6 @@ from tests.families import FAMILIES, HYBRID_TEXT, TEXT, build_inputs
 from tests.quickprefill.calls import forward, generate
 from tests.tiny import Clip, prompt, rope
 
-NORMED = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl"}
-"""InternVL's by its decoder: here it is Qwen3's, as in InternVL3.5."""
 BY_KEYS = [
     *(KeyNorm(), KeyNorm(largest=True), KeyNorm(per_head=True)),
     *(KeyNormDistinct(), KeyNormRandom(), KeyWeightedValueNorm()),
@@ -36,9 +34,9 @@ def even(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_default_is_by_the_models_kind(family):
+def test_the_default_is_the_same_for_every_family(family):
     model, inputs = FAMILIES[family].model(), inputs_of(family)
-    default = ValueNorm() if family in NORMED else KeyNorm()
+    default = ValueNorm()
     for target in (model, type(model)):
         with quickprefill.patched(target, keep=0.25, trace=True):
             assert f"policy={default!r}" in repr(model)
@@ -52,7 +50,7 @@ def test_the_default_is_by_the_models_kind(family):
 
 
 def test_every_option_goes_with_every_default():
-    """The defaults are scores, all of them, so one config fits all families."""
+    """The default is a score, so one config fits all families."""
     config = QuickPrefillConfig(keep=0.5, first_layer=1, layer_decay="linear", progressive_from=1)
     assert QuickPrefillConfig.from_json(config.to_json()) == config and config.policy is None
     for family in FAMILIES:
