@@ -4,13 +4,16 @@ A row is one or several requirements, joined by "+": `transformers==5.0.0`, `tra
 an environment that lies over the one that runs this, so that torch is there once, and what a row asks for in it. Rows
 with transformers run the tests marked `spine`, rows with av alone those of the frames and of streaming.
 
-Each row is written to the result file as soon as it has run; a later call replaces the rows that it runs.
+Rows run side by side, each in one thread. Each is written to the result file as soon as it has run; a later call
+replaces the rows that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -47,32 +50,34 @@ PACKAGES = ("torch", "transformers", "tokenizers", "huggingface_hub", "qwen-vl-u
 
 
 def overlay(row: str, folder: Path) -> Path:
-    """The Python of a row's environment, which is made if it is not there."""
+    """The Python of a row's environment, which is made if it is not there: with the pip of the one below, and compiled
+    as far as its tests import it."""
     place = folder / row.replace("==", "-")
     python = place / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
         site = sysconfig.get_path("purelib", vars={"base": str(place)})
         (Path(site) / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *row.split("+")]
-    subprocess.run(install, check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    subprocess.run([*install, *row.split("+")], check=True)
     return python
 
 
-def run_row(row: str, folder: Path) -> dict[str, Any]:
-    """Run a row's tests; what came out, by test and reason."""
+def run_row(row: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Run a row's tests; the row and what came out, by test and reason. One at a time in a process: it is measured."""
     python = overlay(row, folder)
     chosen = SPINE if "transformers" in row else FRAMES
     variables = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report.name}", *chosen]
-        subprocess.run(command, cwd=ROOT, env=variables, check=False)
+        said = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        print(f"== {row}\n{said.stdout.decode()}", end="", flush=True)
         cases = list(ElementTree.parse(report.name).iter("testcase"))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     skipped = [_reason(one) for case in cases if (one := case.find("skipped")) is not None]
     failed = [_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    return {
+    return row, {
         "versions": _versions(python),
         "tests": " ".join(chosen),
         "passed": len(cases) - len(skipped) - len(failed),
@@ -137,17 +142,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", help="default: all of them")
     parser.add_argument("--ci", action="store_true", help="the rows of CI, without a result file")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at a time; default: 2")
     parser.add_argument("--folder", type=Path, help="where the environments stay for the next call; default: nowhere")
     parser.add_argument("--result", type=Path, default=RESULT)
     chosen = parser.parse_args(arguments)
     stored = json.loads(chosen.result.read_text()) if chosen.result.exists() else {}
     failed = False
-    with tempfile.TemporaryDirectory() as scratch:
-        for row in chosen.rows or (CI if chosen.ci else WIDE):
-            print(f"== {row}", flush=True)
-            found = run_row(row, chosen.folder or Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, multiprocessing.Pool(chosen.jobs) as pool:
+        run = functools.partial(run_row, folder=chosen.folder or Path(scratch))
+        for row, found in pool.imap_unordered(run, chosen.rows or (CI if chosen.ci else WIDE)):
             failed = failed or bool(found["failed"]) or not found["passed"]
-            print(f"{found['passed']} passed, {len(found['failed'])} failed, {found['cpu_seconds']} CPU seconds")
+            counts = f"{found['passed']} passed, {len(found['failed'])} failed"
+            print(f"{row}: {counts}, {found['cpu_seconds']} CPU seconds", flush=True)
             if not chosen.ci:
                 stored[row] = found
                 write(chosen.result, stored)
