@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import VideoReformatter
 
 os.environ.setdefault("SVT_LOG", "1")  # errors only
 BITS = 12
@@ -96,10 +97,10 @@ def write_clip(
         if rotation:
             stream.set_display_rotation(rotation)
         sound: Any = output.add_stream("aac", rate=16000, layout="mono") if audio else None
-        times = pts or range(frames)
+        times, converter = pts or range(frames), VideoReformatter()
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(draw(number, height, width), format="rgb24")
-            frame = frame.reformat(format=pix_fmt)
+            frame = converter.reformat(frame, format=pix_fmt)
             frame.pts, frame.time_base = times[number] + offset * (10 if pts else 1), unit
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
