@@ -282,7 +282,7 @@ def test_readme_links_to_every_guide():
 
 def test_ci_takes_its_commands_from_readme():
     lines = README.splitlines()
-    assert sum(line.endswith("&& python -m pytest") for line in lines) == 1
+    assert sum("&& python -m pytest -n 2" in line for line in lines) == 1
     assert sum(line.endswith("&& python examples/quickstart.py") for line in lines) == 1
 
 
