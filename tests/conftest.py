@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-pytest_plugins = ["tests.clips", "tests.quickdecode.web"]
+pytest_plugins = ["tests.checkpoints", "tests.clips", "tests.quickdecode.web"]
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

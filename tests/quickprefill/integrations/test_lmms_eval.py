@@ -12,8 +12,6 @@ import pytest
 import quickprefill
 from examples.integrations.lmms_eval import make_clips
 from examples.integrations.lmms_eval.compare import compare
-from examples.needle.checkpoint import build_model, build_processor, save
-from examples.needle.families import FAMILIES
 from quickprefill.integrations import lmms_eval as ours
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,16 +44,6 @@ def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lmms_eval")
     make_clips.main(["--frames", "32", "--clips", "2", "--output", str(folder / make_clips.FOLDER)])
     return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    folders = {}
-    for name, family in FAMILIES.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        processor = build_processor(family)
-        save(build_model(family, processor.tokenizer), processor, folders[name], "card")
-    return folders
 
 
 def evaluate(task, run, model, arguments, *options, launcher=()):

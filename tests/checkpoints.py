@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from examples.needle.checkpoint import build_model, build_processor, save
-from examples.needle.families import FAMILIES
+import pytest
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory):
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family -> folder of its tiny model, as built, in the usual files."""
+    from examples.needle.checkpoint import build_model, build_processor, save
+    from examples.needle.families import FAMILIES
+
     folders = {}
     for name, family in FAMILIES.items():
         folders[name] = tmp_path_factory.mktemp(name)
