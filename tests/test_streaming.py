@@ -16,12 +16,11 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 import quickdecode
 import quickprefill
-from quickdecode import stream
 from quickdecode.decode import ring
 from quickdecode.lazy import frames
 from quickdecode.lazy.tensor import LazyTensor
-from tests.live_memory import PeakLiveBytes
 from tests.processors import for_processor
+from tests.stream_memory import check_it_does_not_grow
 
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "tiny-qwen2.5-vl"
 PIXELS = "pixel_values_videos"
@@ -308,29 +307,12 @@ def test_an_interrupted_generate_stops_decoding(both, model, talk, error):
 
 
 def test_memory_does_not_grow_with_the_video(processor, make_clip, monkeypatch):
-    """Tensors and pictures that are alive at once while a video goes by in groups, counted in bytes."""
-    rings = []
-
-    class NotedRing(ring.Ring):
-        def __init__(self, *args):
-            super().__init__(*args)
-            rings.append(self.nbytes)
-
-    monkeypatch.setattr(stream, "Ring", NotedRing)
-    quickdecode.register(stream=True)
-    peaks, wholes = [], []
-    for length in (60, 240):
+    def streamed(length):
         inputs = make_inputs(processor, conversation(make_clip(f"long-{length}.mp4", frames=length), fps=15.0))
-        pixels, slice_rows = inputs[PIXELS], int(inputs["video_grid_thw"][0, 1:].prod())
-        with PeakLiveBytes() as peak:
-            for start in range(0, len(pixels), 4 * slice_rows):
-                pixels.rows(start, min(start + 4 * slice_rows, len(pixels)))
-        peaks.append(peak.bytes + rings[-1])
-        wholes.append(pixels.nbytes)
-        assert is_lazy(pixels)
-    assert len(rings) == 2, "one pass each"
-    assert wholes[1] == 4 * wholes[0]
-    assert peaks[1] <= peaks[0] < wholes[1]
+        return inputs[PIXELS], 4 * int(inputs["video_grid_thw"][0, 1:].prod())
+
+    quickdecode.register(stream=True)
+    check_it_does_not_grow(monkeypatch, streamed)
 
 
 def test_dropping_the_inputs_stops_decoding(processor, talk):

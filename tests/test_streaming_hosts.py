@@ -14,16 +14,15 @@ from qwen_vl_utils import process_vision_info
 
 import quickdecode
 import quickprefill
-from quickdecode import stream
 from quickdecode.decode import ring
 from quickdecode.hosts import video_processor
 from quickdecode.lazy import frames
 from quickdecode.lazy.tensor import LazyTensor
 from tests import frame_families
 from tests.families import ENCODES_FIRST, FAMILIES
-from tests.live_memory import PeakLiveBytes
 from tests.processors import glm, omni, video_llama_3
 from tests.quickprefill.calls import generate
+from tests.stream_memory import check_it_does_not_grow
 
 PROCESSORS = {
     **frame_families.CHATS,
@@ -215,35 +214,19 @@ def test_omni(make_clip):
 
 @pytest.mark.parametrize("family", ["internvl", "llava_onevision", "smolvlm", "glm4v", "video_llama_3"])
 def test_memory_does_not_grow_with_the_video(family, make_clip, monkeypatch):
-    """Tensors and pictures that are alive at once while a video goes by in groups, counted in bytes."""
     if family not in PROCESSORS:
         pytest.skip("this transformers has no such model")
-    rings, peaks, wholes = [], [], []
-
-    class NotedRing(ring.Ring):
-        def __init__(self, *args):
-            super().__init__(*args)
-            rings.append(self.nbytes)
-
-    monkeypatch.setattr(stream, "Ring", NotedRing)
     processor = PROCESSORS[family]()
-    for length in (60, 240):
+
+    def streamed(length):
         path = make_clip(f"long-{length}.mp4", frames=length, size=(48, 80))
         # GLM and VideoLLaMA3 have so many pixels for all frames together.
         size = {"shortest_edge": 256, "longest_edge": 512 * length} if family in ("glm4v", "video_llama_3") else None
         options = {"do_sample_frames": False, **({"size": size} if size else {})}
         pixels = pixels_of(processed(family, processor, ["w1 ", path, " w2"], **options))
-        video = pixels[0] if pixels.ndim == 5 else pixels
-        part = 4 * len(video) // length
-        with PeakLiveBytes() as peak:
-            for start in range(0, len(video), part):
-                video.rows(start, start + part)
-        peaks.append(peak.bytes + rings[-1])
-        wholes.append(pixels.nbytes)
-        assert is_lazy(pixels)
-    assert len(rings) == 2, "one pass each"
-    assert wholes[1] == 4 * wholes[0]
-    assert peaks[1] <= peaks[0] < wholes[1]
+        return pixels, 4 * len(pixels[0] if pixels.ndim == 5 else pixels) // length
+
+    check_it_does_not_grow(monkeypatch, streamed)
 
 
 def test_dropped_and_refused_inputs_stop_decoding(clip, make_clip):
