@@ -164,10 +164,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_clip(clip_folder: Path) -> ClipMaker:
-    """`make_clip(name, **write_clip options)` encodes once per session and name."""
+    """`make_clip(name, **write_clip options)` encodes once per session and name, which has the same options always."""
+    made: dict[str, dict[str, Any]] = {}
 
     def make(name: str, **options: Any) -> Path:
         path = clip_folder / name
+        if made.setdefault(name, options) != options:
+            raise ValueError(f"{name} was made with {made[name]}, not with {options}: give this clip a name of its own")
         if not path.exists():
             partial = path.with_name("partial-" + name)
             write_clip(partial, **options)

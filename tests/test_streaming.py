@@ -260,8 +260,9 @@ def test_a_size_that_the_reader_cannot_settle_is_read_at_once(processor, talk):
 
 @pytest.mark.parametrize("host", ["qwen_vl_utils", "transformers"])
 def test_an_error_while_decoding_reaches_the_caller_of_generate(processor, model, make_clip, tmp_path, host):
-    content = bytearray(make_clip("sound.mp4", frames=80, options={"bf": "0"}).read_bytes())
-    with av.open(str(make_clip("sound.mp4"))) as container:
+    sound = make_clip("sound.mp4", frames=80, options={"bf": "0"})
+    content = bytearray(sound.read_bytes())
+    with av.open(str(sound)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
     for packet in packets[50:60]:
         content[packet.pos : packet.pos + packet.size] = bytes(packet.size)

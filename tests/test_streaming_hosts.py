@@ -219,7 +219,7 @@ def test_memory_does_not_grow_with_the_video(family, make_clip, monkeypatch):
     processor = PROCESSORS[family]()
 
     def streamed(length):
-        path = make_clip(f"long-{length}.mp4", frames=length, size=(48, 80))
+        path = make_clip(f"small-{length}.mp4", frames=length, size=(48, 80))
         # GLM and VideoLLaMA3 have so many pixels for all frames together.
         size = {"shortest_edge": 256, "longest_edge": 512 * length} if family in ("glm4v", "video_llama_3") else None
         options = {"do_sample_frames": False, **({"size": size} if size else {})}
