@@ -51,6 +51,7 @@ def nothing_is_left(monkeypatch):
     monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
     monkeypatch.setattr(frames, "BLOCK_FRAMES", 4)
     monkeypatch.setattr("quickdecode.lazy.tensor.PART_BYTES", 20_000)
+    monkeypatch.setattr("quickdecode.threads.pool.GRACE_SECONDS", 60)  # they give way to whatever else runs here
     monkeypatch.setenv("QUICKDECODE_WORKERS", "2")
     yield
     quickdecode.unregister()

@@ -60,6 +60,7 @@ def nothing_is_left(monkeypatch):
     """A buffer of 8 frames, so that decoding has to wait; afterwards no thread is left."""
     monkeypatch.setattr(ring, "READ_AHEAD_BYTES", 1)
     monkeypatch.setattr(frames, "BLOCK_FRAMES", 4)
+    monkeypatch.setattr("quickdecode.threads.pool.GRACE_SECONDS", 60)  # they give way to whatever else runs here
     monkeypatch.setenv("QUICKDECODE_WORKERS", "2")
     video_processor.warn_once.cache_clear()
     yield
