@@ -34,7 +34,7 @@ CI = [f"transformers=={release}" for release in ("4.57.6", "5.2.0", "5.6.0", "5.
 LOWEST = "+".join(
     [
         *("accelerate==1.6.0", "av==15.0.0", "httpx==0.27.0", "psutil==5.9.4", "qwen-vl-utils==0.0.14"),
-        *("tqdm==4.64.0", "transformers==4.57.1"),
+        *("safetensors==0.4.3", "tqdm==4.64.0", "transformers==4.57.1"),
     ]
 )
 """The lower bounds in pyproject.toml, all at once; but torch and torchvision, whose packages take 6 GB each."""

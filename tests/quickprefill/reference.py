@@ -22,7 +22,7 @@ class Rules:
 
     group_slices: int
     keep: float = 1.0
-    score: str = "key_norm"
+    score: str = "value_norm"
     first_layer: int = 0
     decay: str | float | None = None
     progressive_from: int | None = None

@@ -73,7 +73,7 @@ def test_scores_prune_like_the_reference(model, eager, parts, keep, score):
 
 
 OPTIONS = {
-    "per head": ({"policy": KeyNorm(per_head=True)}, {"per_head": True}),
+    "per head": ({"policy": KeyNorm(per_head=True)}, {"per_head": True, "score": "key_norm"}),
     "values per head": ({"policy": ValueNorm(per_head=True)}, {"per_head": True, "score": "value_norm"}),
     "from layer 1": ({"first_layer": 1}, {"first_layer": 1}),
     "linear": ({"layer_decay": "linear"}, {"decay": "linear"}),
