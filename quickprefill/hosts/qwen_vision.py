@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,7 +75,10 @@ def _encoder(visual: Any, device: torch.device, layout: Callable[[int], Layout],
     def encode(rows: torch.Tensor, slices: int) -> torch.Tensor:
         # The tower casts its input too, but would leave what it was given alive beside it.
         rows = rows.to(device, non_blocking=True).to(visual.dtype)
-        with batched_segments(visual.config):
+        trains = torch.is_grad_enabled() and (rows.requires_grad or any(p.requires_grad for p in visual.parameters()))
+        # A layer that is checkpointed runs once more in the backward pass, when nothing of ours is in its place.
+        attention = contextlib.nullcontext() if trains else batched_segments(visual.config)
+        with torch.set_grad_enabled(trains), attention:
             return versions.stacked_features(features(rows, layout(slices)))
 
     return encode

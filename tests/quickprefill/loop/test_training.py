@@ -18,6 +18,8 @@ from tests.quickprefill.calls import generate
 from tests.tiny import PER_COLUMN, Clip, make_inputs, prompt, tiny_model
 
 LEARNED = Cubes(frames_per_cube=4, gate="learned", resampler="attention")
+CHECKPOINTING = "gradient_checkpointing_enable"
+"""Its name before transformers 5.24."""
 OWN = [family for family, built in FAMILIES.items() if not built.variant and not built.sparse]
 
 
@@ -159,6 +161,28 @@ def test_gradients_reach_gate_and_resampler_and_checkpointing_changes_none(model
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = True
             module._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name])
+
+
+@pytest.mark.parametrize("tower", [False, True])
+def test_checkpointing_as_trainers_enable_it_changes_no_gradient(model, tower):
+    inputs = labelled(make_inputs(*BATCH[:2]))
+    model.train().requires_grad_(False)
+    weights_of(model.model).requires_grad_(True)
+    model.model.visual.requires_grad_(tower)
+
+    def gradients():
+        torch.manual_seed(5)
+        model.zero_grad()
+        model(**inputs).loss.backward()
+        return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+    plain = gradients()
+    assert any(name.startswith("model.visual.") for name in plain) == tower
+    name = "activation_checkpointing_enable" if hasattr(model, "activation_checkpointing_enable") else CHECKPOINTING
+    getattr(model, name)({"use_reentrant": False})
+    model.enable_input_require_grads()
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name])
 
