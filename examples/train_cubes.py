@@ -15,7 +15,6 @@ Trainer's checkpoints, from which --resume_from_checkpoint goes on; from stage 2
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ import quickprefill
 from quickprefill.policies import Cubes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from examples.cubes.adapter import adapter_config
 from examples.cubes.curves import Curves
 from examples.cubes.data import DataError, Lines
 from examples.cubes.prompts import Collator
@@ -89,16 +89,8 @@ def build(options: Options) -> tuple[Any, Any]:
         sizes = {"frames_per_cube": 5.0, "tokens_per_cube": 64, **sizes}
         quickprefill.apply(model, policy=Cubes(**sizes, gate="learned", resampler="attention"))
     else:
-        quickprefill.load_adapter(model, options.adapter, resized(options.adapter, sizes) if sizes else None)
+        quickprefill.load_adapter(model, options.adapter, adapter_config(options.adapter, sizes))
     return model, processor
-
-
-def resized(folder: str, sizes: dict[str, Any]) -> quickprefill.QuickPrefillConfig:
-    """An adapter's config with cubes of another size: no weight depends on it."""
-    described = json.loads((Path(folder) / "quickprefill.json").read_text())
-    config = quickprefill.QuickPrefillConfig.from_dict(described["config"])
-    policy = tuple(replace(one, **sizes) if isinstance(one, Cubes) else one for one in config.policies)
-    return replace(config, policy=policy)
 
 
 def train(options: Options, arguments: TrainingArguments) -> Trainer:

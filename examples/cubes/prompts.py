@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from qwen_vl_utils import process_vision_info
 
 from examples.cubes.data import DataError
 
-__all__ = ["Collator", "model_inputs"]
+__all__ = ["Collator", "Media", "model_inputs", "read"]
 
 _IGNORED = -100
 
@@ -27,7 +28,8 @@ class Collator:
         Raises:
             DataError: a file cannot be read, or the chat template hides where an answer begins; names the line.
         """
-        batch = model_inputs(self.processor, [row["messages"] for row in rows], [row["where"] for row in rows])
+        media = [read(self.processor, row["messages"], row["where"]) for row in rows]
+        batch = model_inputs(self.processor, [row["messages"] for row in rows], media)
         labels = torch.full_like(batch["input_ids"], _IGNORED)
         for row, ids, own in zip(rows, batch["input_ids"].tolist(), labels, strict=True):
             for at in _answers(self.processor, row["messages"], ids, row["where"]):
@@ -35,46 +37,52 @@ class Collator:
         return {**batch, "labels": labels}
 
 
-def model_inputs(
-    processor: Any, conversations: Sequence[list[dict[str, Any]]], names: Sequence[str], *, prompt: bool = False
-) -> dict[str, Any]:
-    """A batch as stock scripts make it.
+@dataclass
+class Media:
+    """What the reader made of a conversation's files, in order."""
 
-    Args:
-        names: what each conversation is called in errors.
-        prompt: whether the assistant is to speak next.
+    images: list[Any] = field(default_factory=list)
+    videos: list[tuple[torch.Tensor, Any]] = field(default_factory=list)
+    """Frames and metadata."""
+
+
+def read(processor: Any, messages: list[dict[str, Any]], name: str) -> Media:
+    """The images and videos of a conversation, called `name` in errors.
 
     Raises:
-        DataError: an image or a video cannot be read.
+        DataError: one of them cannot be read.
     """
-    patch_size = getattr(processor.video_processor, "patch_size", None)  # where the reader makes the final size
-    images: list[Any] = []
-    videos: list[Any] = []
+    try:
+        images, videos = process_vision_info(
+            messages, return_video_metadata=True, image_patch_size=_patch_size(processor) or 14
+        )
+    except Exception as error:
+        raise DataError(f"{name}: {error}") from error
+    return Media(images or [], videos or [])
+
+
+def model_inputs(
+    processor: Any, conversations: Sequence[list[dict[str, Any]]], media: Sequence[Media], *, prompt: bool = False
+) -> dict[str, Any]:
+    """A batch as stock scripts make it; `prompt`: the assistant is to speak next."""
     options: dict[str, Any] = {}
-    for messages, name in zip(conversations, names, strict=True):
-        try:
-            own_images, own_videos, options = process_vision_info(
-                messages, return_video_kwargs=True, return_video_metadata=True, image_patch_size=patch_size or 14
-            )
-        except Exception as error:
-            raise DataError(f"{name}: {error}") from error
-        images += own_images or ()
-        videos += own_videos or ()
+    videos = [video for one in media for video in one.videos]
+    images = [image for one in media for image in one.images]
     if videos:
         frames, metadata = zip(*videos, strict=True)
-        options |= {"videos": list(frames), "video_metadata": list(metadata)}
+        options |= {"videos": list(frames), "video_metadata": list(metadata), "do_sample_frames": False}
     if images:
         options["images"] = images
-    if images or videos:
-        options["do_resize"] = patch_size is None
-    return dict(
-        processor(
-            text=[_rendered(processor, messages, prompt) for messages in conversations],
-            padding=True,
-            return_tensors="pt",
-            **options,
-        )
-    )
+    if options:
+        options["do_resize"] = _patch_size(processor) is None
+    text = [_rendered(processor, messages, prompt) for messages in conversations]
+    return dict(processor(text=text, padding=True, return_tensors="pt", **options))
+
+
+def _patch_size(processor: Any) -> int | None:
+    """Where it is known, the reader makes the final size of pictures: in the Qwen families."""
+    size: int | None = getattr(processor.video_processor, "patch_size", None)
+    return size
 
 
 def _rendered(processor: Any, messages: list[dict[str, Any]], prompt: bool) -> str:

@@ -14,7 +14,7 @@ import quickdecode
 import quickprefill
 from examples import train_cubes
 from examples.cubes.data import DataError, Lines
-from examples.cubes.prompts import Collator, model_inputs
+from examples.cubes.prompts import Collator, model_inputs, read
 from examples.cubes.stages import STAGES
 from examples.needle.clip import write_clip
 from examples.needle.scene import Difficulty, sample_scene
@@ -162,8 +162,9 @@ def test_two_steps_then_two_more_then_an_adapter_that_answers(folder, tmp_path):
     assert trained["resampler.out.weight"].abs().sum() > 0
     quickdecode.register()  # which main() undid
     processor = AutoProcessor.from_pretrained(TINY)
-    messages = Lines(f"{folder}/messages.jsonl", None, {"nframes": 8})[0]["messages"][:1]
-    inputs = model_inputs(processor, [messages], ["the question"], prompt=True)
+    small = {"nframes": 8, "min_pixels": 3136, "max_pixels": 3136}
+    messages = Lines(f"{folder}/messages.jsonl", None, small)[0]["messages"][:1]
+    inputs = model_inputs(processor, [messages], [read(processor, messages, "the question")], prompt=True)
     loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
     report = quickprefill.report(loaded)
     assert (report.video_tokens, report.entered_tokens) == (16, 8)
