@@ -102,7 +102,7 @@ def load_adapter(model: _Model, folder: str | Path, config: QuickPrefillConfig |
         )
     _check(folder, tensors, fresh.state_dict())
     apply(model, config)
-    weights = own_weights(core, type(fresh))
+    weights = own_weights(core)
     if weights is not None:
         weights.load_state_dict(tensors)
     return model

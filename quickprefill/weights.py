@@ -25,14 +25,15 @@ def weights_of(core: Any) -> torch.nn.Module | None:
     return core._modules.get(NAME) if isinstance(core, torch.nn.Module) else None
 
 
-def own_weights(core: Any, kind: type[torch.nn.Module] = torch.nn.Module) -> torch.nn.Module | None:
-    """Those among them that a policy made."""
-    held = weights_of(core)
-    if held is None or isinstance(held, kind):
-        return held
-    active = getattr(held, "modules_to_save", None)  # PEFT's wrapper: a copy for each adapter, which it trains
-    copies = [part for part in (held if active is None else active).modules() if isinstance(part, kind)]
-    return copies[-1] if copies else None
+def own_weights(core: Any) -> torch.nn.Module | None:
+    """Those that a policy made: of the copies that PEFT puts in their place, the one that is active."""
+    held: Any = weights_of(core)
+    copies = getattr(held, "modules_to_save", None)
+    if not isinstance(copies, torch.nn.ModuleDict):
+        return weights_of(core)
+    active = [name for name in held.active_adapters if name in copies]
+    own: torch.nn.Module = copies[active[-1]] if active else held.original_module
+    return own
 
 
 def needs_a_model(config: QuickPrefillConfig) -> None:
@@ -53,7 +54,7 @@ def attach(host: Host, core: Any, config: QuickPrefillConfig) -> None:
     if fresh is None or geometry is None:
         detach(core)
         return
-    held = own_weights(core, type(fresh))
+    held = own_weights(core)
     if held is not None and _shapes(held) == _shapes(fresh):
         return
     detach(core)

@@ -231,3 +231,29 @@ def test_training_nothing_is_told_of(plain, tmp_path, caplog, patch):
     with caplog.at_level(logging.WARNING, logger="quickprefill"):
         train(target, tmp_path, steps=1)
     assert ("none of what the policy could learn trains" if patch else "no policy that learns") in caplog.text
+
+
+class AsPeftWraps(torch.nn.Module):
+    """What PEFT's modules_to_save puts in the place of a module: the original, and a copy for each of its adapters."""
+
+    def __init__(self, original):
+        super().__init__()
+        self.original_module = original
+        self.modules_to_save = torch.nn.ModuleDict({name: copy.deepcopy(original) for name in ("default", "other")})
+        self.active_adapters = ["default"]
+
+    def forward(self, *args):
+        return self.modules_to_save[self.active_adapters[0]](*args)
+
+
+def test_an_adapter_is_what_peft_trains(model, plain, inputs, tmp_path):
+    wrapped = AsPeftWraps(weights_of(model.model))
+    model.model.add_module("quickprefill", wrapped)
+    with torch.no_grad():
+        for parameter in wrapped.modules_to_save["default"].parameters():
+            parameter.add_(0.1)
+    expected = answer(model, inputs)
+    folder = quickprefill.save_adapter(model, tmp_path)
+    assert torch.equal(answer(quickprefill.load_adapter(copy.deepcopy(plain), folder), inputs), expected)
+    quickprefill.load_adapter(model, folder)
+    assert weights_of(model.model) is wrapped
