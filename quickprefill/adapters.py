@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from quickprefill.applying import apply, configured
 from quickprefill.config import QuickPrefillConfig
@@ -29,6 +30,8 @@ _Model = TypeVar("_Model")
 def save_adapter(model: Any, folder: str | Path) -> Path:
     """Write what the policy of a patched model has learned, and the config that it is patched with.
 
+    Where FSDP has spread the weights over processes, every process must call it; the first one writes.
+
     Returns:
         The folder, with quickprefill.safetensors and quickprefill.json.
 
@@ -44,11 +47,19 @@ def save_adapter(model: Any, folder: str | Path) -> Path:
             'Cubes(gate="learned"); call quickprefill.apply(model, policy=...) first'
         )
     folder = Path(folder)
+    held = weights.state_dict()
+    tensors = {name: _whole(tensor) for name, tensor in held.items()}
+    if any(isinstance(tensor, DTensor) for tensor in held.values()) and torch.distributed.get_rank() > 0:
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / DESCRIPTION).write_text(json.dumps(describe(model), indent=2) + "\n")
     return folder
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    full: torch.Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu().contiguous()
 
 
 def describe(model: Any) -> dict[str, Any]:

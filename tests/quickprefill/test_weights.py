@@ -257,3 +257,18 @@ def test_an_adapter_is_what_peft_trains(model, plain, inputs, tmp_path):
     assert torch.equal(answer(quickprefill.load_adapter(copy.deepcopy(plain), folder), inputs), expected)
     quickprefill.load_adapter(model, folder)
     assert weights_of(model.model) is wrapped
+
+
+@pytest.fixture
+def alone():
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_that_fsdp_has_spread_are_saved_whole(model, plain, inputs, tmp_path, alone):
+    expected = answer(model, inputs)
+    torch.distributed.fsdp.fully_shard(weights_of(model.model), mesh=alone)
+    folder = quickprefill.save_adapter(model, tmp_path)
+    assert torch.equal(answer(quickprefill.load_adapter(copy.deepcopy(plain), folder), inputs), expected)

@@ -56,7 +56,7 @@ class Gate(nn.Module):
         self.norm = nn.LayerNorm(inner)
         self.hidden = nn.Linear(inner, inner)
         self.score = nn.Linear(inner, 1)
-        self.log_prior = nn.Parameter(torch.zeros(()))
+        self.log_prior = nn.Parameter(torch.zeros(1))  # not a scalar, which FSDP cannot spread
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 
