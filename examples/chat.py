@@ -27,7 +27,7 @@ import quickprefill
 from quickprefill.policies import Cubes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from examples.cubes.adapter import adapter_config, cube_seconds
+from examples.cubes.adapter import adapter_config, sampled_fps
 from examples.cubes.data import DataError
 from examples.cubes.prompts import Media, model_inputs, read
 
@@ -89,10 +89,9 @@ class Chat:
         return part
 
     def _tell_cubes(self) -> None:
-        cut = [one for one in quickprefill.report(self._model).kept_places if one.stage == "compress"]
-        for one in cut:
-            spans = cube_seconds(one, self._media.videos[one.video][1])
-            print(f"video {one.video}: " + ", ".join(f"{start:g} to {end:g} s" for start, end in spans))
+        for number, (_, metadata) in enumerate(self._media.videos):
+            spans = quickprefill.report(self._model).cubes(sampled_fps(metadata), number)
+            print(f"video {number}: " + ", ".join(f"{start:g} to {end:g} s" for start, end in spans))
 
 
 def sampling(temperature: float) -> dict[str, Any]:

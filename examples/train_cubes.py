@@ -118,7 +118,7 @@ def train(options: Options, arguments: TrainingArguments) -> Trainer:
     trainer.train(resume_from_checkpoint=resumed)
     if options.trains != "adapter":
         trainer.save_model()  # every process takes part where weights are spread
-    if trainer.is_world_process_zero():
+    if trainer.is_fsdp_enabled or trainer.is_world_process_zero():  # FSDP has spread the adapter too
         quickprefill.save_adapter(model, arguments.output_dir)
     return trainer
 

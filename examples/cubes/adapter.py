@@ -1,4 +1,4 @@
-"""An adapter's config, and what the cubes of a prefill are in seconds."""
+"""An adapter's config, and how often a video was sampled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import quickprefill
 from quickprefill.policies import Cubes
 
-__all__ = ["adapter_config", "cube_seconds"]
+__all__ = ["adapter_config", "sampled_fps"]
 
 
 def adapter_config(folder: str, sizes: dict[str, Any], **fields: Any) -> quickprefill.QuickPrefillConfig | None:
@@ -26,18 +26,8 @@ def adapter_config(folder: str, sizes: dict[str, Any], **fields: Any) -> quickpr
     return replace(config, policy=policy, **fields)
 
 
-def cube_seconds(kept: Any, metadata: dict[str, Any]) -> list[tuple[float, float]]:
-    """Start and end of each cube of a video.
-
-    Args:
-        kept: the "compress" entry of report.kept_places; needs trace=True.
-        metadata: the reader's, of the same video: fps and frames_indices.
-    """
-    slices, rows, columns = kept.grid
-    times = [float(index) / float(metadata["fps"]) for index in metadata["frames_indices"]]
-    times += times[-1:] * (-len(times) % slices)  # processors repeat the last frame
-    frames = len(times) // slices
-    starts = [times[at * frames] for at in (kept.places // (rows * columns)).unique().tolist()]
-    shown = sorted(set(times))
-    end = shown[-1] + (shown[-1] - shown[-2] if len(shown) > 1 else 0)
-    return list(zip(starts, [*starts[1:], end], strict=True))
+def sampled_fps(metadata: dict[str, Any]) -> float:
+    """Frames a second that a reader took of a file, by its metadata."""
+    indices = metadata["frames_indices"]
+    taken, passed = len(indices) - 1, float(indices[-1] - indices[0])
+    return float(metadata["fps"]) * (taken / passed if passed else 1.0)
