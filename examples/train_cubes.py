@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 import quickdecode
@@ -103,6 +110,7 @@ def train(options: Options, arguments: TrainingArguments) -> Trainer:
         # transformers 5 writes checkpoints in the names of the hub's files, which its Trainer does not read back.
         options = replace(options, model=resumed, adapter=resumed)
     rows, checks = (files and Lines(files, media, limits) for files in (options.data, options.eval_data))
+    set_seed(arguments.seed)  # a new adapter is the same in every process
     model, processor = build(options)
     number = choose(model, options.trains)
     print(f"{len(rows)} conversations; {number:,} of {model.num_parameters():,} parameters train ({options.trains})")
