@@ -77,6 +77,10 @@ def table(record: dict[str, Any]) -> str:
     """The runs in Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [f"`python -m examples.integrations.train_clients --folder WORK`, on a CPU: {versions}.", ""]
+    lines += [
+        "Each loss is of another batch of wrong answers, at a high rate: steps are taken, nothing useful is learned."
+    ]
+    lines += ["Moved: tensors of the policy that changed; for FSDP and DeepSpeed in the adapter that was saved.", ""]
     lines += ["| trainer | processes | ended | what was seen |", "|---|---|---|---|"]
     for name, run in record["runs"].items():
         seen = "<br>".join(_told(result) for result in run["results"]) or run["error"]
