@@ -196,7 +196,7 @@ def literal_cuts(weights, tokens, cubes, alpha=0.8):
         ]
         (learned,) = line("score", [smooth(x) for x in line("hidden", normed)])
         moved = sum(math.sqrt(sum(x * x for x in place)) for place in momentum) / size
-        logit = 2 * math.exp(matrix["log_prior"]) * math.log(moved + 1e-6) + learned
+        logit = 2 * math.exp(matrix["log_prior"][0]) * math.log(moved + 1e-6) + learned
         first, second = math.exp(-logit / 2 / 0.5), math.exp(logit / 2 / 0.5)
         probability[at] = second / (first + second)
     return sorted([0, *sorted(probability, key=lambda at: (-probability[at], at))[: cubes - 1]])
