@@ -81,20 +81,20 @@ def remove(model: _Model = None) -> _Model:  # type: ignore[assignment]
 @contextlib.contextmanager
 def patched(model: Any = None, config: QuickPrefillConfig | None = None, **overrides: Any) -> Iterator[Any]:
     """apply() for the duration of a with block; afterwards the model is as it was, patched before or not."""
-    records = [(target, live(target)) for target, _ in find_targets(model)]
-    before = [(target, record.calls.config) for target, record in records if record is not None]
-    cores = [core_of(target, host) for target, host in find_targets(model)]
-    weights = [(core, weights_of(core)) for core in cores if core is not None]
+    targets = find_targets(model)
+    before = [(target, host, record.calls.config) for target, host in targets if (record := live(target)) is not None]
+    cores = [(host, core_of(target, host)) for target, host in targets]
+    weights = [(host, core, weights_of(core)) for host, core in cores if core is not None]
     waited = dict(late.waiting)
     apply(model, config, **overrides)
     try:
         yield model
     finally:
         remove(model)
-        for core, held in weights:
-            put_back(core, held)
-        for target, config_before in before:
-            apply(target, config_before)
+        for host, core, held in weights:
+            put_back(host, core, held)
+        for target, host, config_before in before:
+            _patch(target, host, config_before)
         for name, action in waited.items() if model is None else ():
             late.when_imported(name, action)
 

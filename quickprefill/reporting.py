@@ -28,6 +28,7 @@ class KeptPlaces:
     group: int
     layer: int | None
     """None: before the first layer."""
+    prompt: int
     video: int
     grid: tuple[int, int, int]
     """(slices, rows, columns) of the video tokens in the group."""
@@ -86,17 +87,17 @@ class PrefillReport:
         """Share of the video tokens in each layer's cache."""
         return tuple(stored / max(self.video_tokens, 1) for stored in self.stored_tokens)
 
-    def cubes(self, fps: float, video: int = 0) -> tuple[tuple[float, float], ...]:
+    def cubes(self, fps: float, video: int = 0, prompt: int = 0) -> tuple[tuple[float, float], ...]:
         """Start and end in seconds of the stretches that became one slice's tokens each; `fps` of the model's frames.
 
-        Raises:
-            InputError: nothing was recorded, for want of trace=True or of a compressor.
+        Raises InputError if nothing was recorded, for want of trace=True or of a compressor.
         """
-        compressed = [kept for kept in self.kept_places if kept.stage == "compress" and kept.video == video]
+        wanted = ("compress", prompt, video)
+        compressed = [kept for kept in self.kept_places if (kept.stage, kept.prompt, kept.video) == wanted]
         if not compressed or not fps > 0:
             raise InputError(
-                f"no cubes of video {video} at fps={fps!r} are known; patch with trace=True and a compressor such as "
-                "policy='cubes', and give the frames a second that the model got, > 0"
+                f"no cubes of video {video} of prompt {prompt} at fps={fps!r} are known; patch with trace=True and a "
+                "compressor such as policy='cubes', and give the frames a second that the model got, > 0"
             )
         size = compressed[0].grid[1] * compressed[0].grid[2]
         starts = sorted({int(slice_) for kept in compressed for slice_ in kept.first_slice + kept.places // size})
@@ -187,10 +188,9 @@ class Recorder:
         if not self.trace:
             return
         stayed = places if kept is None else places.to(kept.device)[kept]
-        grid, frames = (group.grid.slices, group.grid.height, group.grid.width), group.grid.slice_frames
-        self._kept.append(
-            KeptPlaces(stage, group.index, layer, group.video, grid, group.first_slice, frames, stayed.cpu())
-        )
+        grid = (group.grid.slices, group.grid.height, group.grid.width)
+        video = (self.prompts, group.video, grid, group.first_slice, group.grid.slice_frames)
+        self._kept.append(KeptPlaces(stage, group.index, layer, *video, stayed.cpu()))
 
     @contextlib.contextmanager
     def span(self, stage: str, group: int, weight: int = 1) -> Iterator[None]:

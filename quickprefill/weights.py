@@ -67,11 +67,12 @@ def detach(core: Any) -> None:
         delattr(core, NAME)
 
 
-def put_back(core: Any, weights: torch.nn.Module | None) -> None:
-    """Undo what happened since weights_of(core) gave these."""
+def put_back(host: Host, core: Any, weights: torch.nn.Module | None) -> None:
+    """Undo what happened since weights_of(core) gave these; they follow where the model went meanwhile."""
     detach(core)
     if weights is not None:
-        core.add_module(NAME, weights)
+        geometry = host.geometry(core)
+        core.add_module(NAME, weights.to(geometry.vision_device, geometry.dtype).train(core.training))
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:

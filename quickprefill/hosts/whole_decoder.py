@@ -24,7 +24,7 @@ def run_decoder(
     """
     length = embeds.shape[1]
     if len(positions) == 1 and flash_is_requested(config):
-        # Where nothing is padded, a flash kernel takes gaps in the positions for the ends of several prompts.
+        # Where nothing is padded, gaps in the positions may be taken for the ends of several prompts.
         embeds, mask, positions = pad(embeds, (0, 0, 0, 1)), pad(mask, (0, 1)), pad(positions, (0, 1))
     output = decoder(
         inputs_embeds=embeds,

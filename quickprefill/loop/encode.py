@@ -46,6 +46,7 @@ class Encoder:
         question: torch.Tensor | None,
         weights: torch.nn.Module | None,
         recorder: Recorder,
+        training: bool = False,
     ) -> None:
         """
         Args:
@@ -53,10 +54,11 @@ class Encoder:
             width: C; rows of embeddings may be wider.
             question: (Q, C), for a compressor that asks for it.
             weights: for one that has some.
+            training: as in VideoTokens.
         """
         self._row, self._config, self._frames_per_slice = row, config, frames_per_slice
         self._width, self._question, self._weights, self._recorder = width, question, weights, recorder
-        self._index = 0
+        self._training, self._index = training, 0
 
     def groups(self, span: VideoSpan) -> Iterator[Entering]:
         """The groups of one video."""
@@ -116,7 +118,13 @@ class Encoder:
         count = compressed_count(self._config, group.grid, groups)
         with self._recorder.span("compress", self._index):
             compressed = compressor.compress(
-                replace(tokens, num_kept=count, question=self._question, weights=self._weights)
+                replace(
+                    tokens,
+                    num_kept=count,
+                    question=self._question,
+                    weights=self._weights,
+                    training=self._training,
+                )
             )
         _check(compressor, compressed, tokens)
         self._recorder.kept_places("compress", group, None, compressed.source)

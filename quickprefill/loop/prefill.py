@@ -71,6 +71,7 @@ def prefill(
         for row in rows:
             prompt = _Prompt(host, core, config, row, cache, geometry, recorder)
             row_layers, row_hidden = prompt.prefill(wanted, room if len(row_of) == 1 else 0)
+            recorder.prompts += 1
             filled.append(row_layers)
             hidden.append(row_hidden)
     finally:
@@ -79,7 +80,6 @@ def prefill(
     layers = range(len(filled[0]))
     cache.layers[:] = [merge_rows([row.pop(0) for row in filled], row_of, logical_length, room) for _ in layers]
     # popped, so that a layer of the rows is free again before the next one is laid together
-    recorder.prompts = len(rows)
     recorder.note_cache(cache.layers)
     states = torch.stack([hidden[row] for row in row_of])
     if isinstance(logits_to_keep, torch.Tensor):  # the head takes its columns from all of them

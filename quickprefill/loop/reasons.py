@@ -12,7 +12,7 @@ from quickprefill.config import QuickPrefillConfig
 from quickprefill.fits import check_layers
 from quickprefill.hosts.base import Host
 
-__all__ = ["cache_reason", "layers_reason", "machinery_reason"]
+__all__ = ["cache_reason", "layers_reason", "machinery_reason", "output_reason"]
 
 
 def layers_reason(host: Host, core: Any, config: QuickPrefillConfig, call: dict[str, Any]) -> str | None:
@@ -43,12 +43,20 @@ def machinery_reason(core: Any, call: dict[str, Any]) -> str | None:
     mask = call.get("attention_mask")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         return "attention_mask is not a 2-D padding mask (a static cache or a custom mask)"
+    reason = output_reason(core, call)
+    if reason is not None:
+        return reason
+    return cache_reason(versions.cache_of(call), call.get("input_ids"))
+
+
+def output_reason(core: Any, call: dict[str, Any]) -> str | None:
+    """Why a call cannot be given all that it asks for, where tokens are dropped."""
     for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
         configs = (core.config, core.config.get_text_config())
         wanted = call.get(name)
         if wanted if wanted is not None else any(getattr(config, name, False) for config in configs):
             return f"{name}=True asks for what the pruned tokens would have given"
-    return cache_reason(versions.cache_of(call), call.get("input_ids"))
+    return None
 
 
 def cache_reason(cache: Any, ids: torch.Tensor | None) -> str | None:

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from quickprefill.budget.groups import check_slices
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
 from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.loop.encode import Encoder
+from quickprefill.loop.reasons import output_reason
 from quickprefill.loop.text import TextEmbedder
 from quickprefill.prompt.spans import VideoSpan, find_videos
 from quickprefill.reporting import Recorder
@@ -59,21 +61,30 @@ class Training:
         """The core's output, compressed where there is video, on which every weight depends.
 
         Raises:
-            InputError: the call brings its video in a way that cannot be compressed.
+            InputError: the call brings its video in a way that cannot be compressed, or asks for what dropped tokens
+                would have given.
         """
-        host = self._host
-        if not host.has_video(core, call):
-            return _with_every_weight(core, stock(**call))
-        reason = host.stock_reason(core, call)
-        if reason is not None:
-            raise InputError(f"what the policy learns cannot be applied to this call: {reason}")
-        if labels is not None and not self._warned:
-            self._look_at_labels(labels[call["input_ids"] == host.video_token_id(core)])
-        return _with_every_weight(core, _compressed_forward(host, core, self._config, call, host.geometry(core)))
+        host, as_tuple = self._host, call.get("return_dict") is False
+        call = {name: value for name, value in call.items() if name != "return_dict"}
+        if host.has_video(core, call):
+            reason = host.stock_reason(core, call) or output_reason(core, call)
+            if reason is not None:
+                raise InputError(f"what the policy learns cannot be applied to this call: {reason}")
+            _refuse_packing(call)
+            rows = host.rows(core, call)
+            if labels is not None and not self._warned:
+                self._look_at_labels(core, rows, labels)
+            shape = call["input_ids"].shape
+            output = _compressed_forward(host, core, self._config, rows, shape, host.geometry(core))
+        else:
+            output = stock(**call)
+        output = _with_every_weight(core, output)
+        return output.to_tuple() if as_tuple else output
 
-    def _look_at_labels(self, of_video: torch.Tensor) -> None:
-        self._warned = True
-        if bool((of_video != _IGNORED).any()):
+    def _look_at_labels(self, core: Any, rows: Sequence[Row], labels: torch.Tensor) -> None:
+        self._warned, video = True, self._host.video_token_id(core)
+        own = (row_labels[row.columns][row.ids == video] for row, row_labels in zip(rows, labels.cpu(), strict=True))
+        if any(bool((part != _IGNORED).any()) for part in own):
             logger.warning(
                 "quickprefill: labels are set at placeholders of a video, most of which are not in the compressed "
                 "prompt; they add a constant to the loss and train nothing: set them to %d",
@@ -82,18 +93,16 @@ class Training:
 
 
 def _compressed_forward(
-    host: Host, core: Any, config: QuickPrefillConfig, call: Mapping[str, Any], geometry: Geometry
+    host: Host, core: Any, config: QuickPrefillConfig, rows: Sequence[Row], shape: tuple[int, ...], geometry: Geometry
 ) -> Any:
     """The core's output for prompts with video, differentiable, without a cache.
 
     Hidden states are (B, S, C), zeros where a column's token is not among those that the compressor left: such a state
     sends no gradient to the head either.
 
-    Raises:
-        InputError: the batch is packed, or its mask is not two-dimensional.
+    Args:
+        shape: (B, S).
     """
-    _refuse_packing(call)
-    rows = host.rows(core, call)
     short = [_shortened(host, core, config, row, geometry) for row in rows]
     left = any(len(row.columns) and int(row.columns[0]) > 0 for row in rows)
     side = "left" if left else "right"
@@ -102,16 +111,15 @@ def _compressed_forward(
     columns = _padded([one.columns for one in short], side, -2)
     mask = (columns != -2).to(embeds.device, torch.long)
     hidden = host.decode(core, embeds, mask, positions)
-    out = hidden.new_zeros(len(rows), call["input_ids"].shape[1], hidden.shape[-1])
     batch, at = (columns >= 0).nonzero(as_tuple=True)
-    into, taken = [batch], [at]
-    targets = [columns[batch, at]]
+    into, taken, targets = [batch], [at], [columns[batch, at]]
     for row, one in enumerate(short):
         offset = columns.shape[1] - len(one.columns) if left else 0
         into.append(torch.full((len(one.ends),), row))
         taken.append(torch.tensor([offset + end for _, end in one.ends], dtype=torch.long))
         targets.append(torch.tensor([column for column, _ in one.ends], dtype=torch.long))
     rows_in, rows_from, rows_to = (torch.cat(parts).to(hidden.device) for parts in (into, taken, targets))
+    out = hidden.new_zeros(*shape, hidden.shape[-1])
     out = out.index_put((rows_in, rows_to), hidden[rows_in, rows_from])
     return host.output(core, out, None)
 
@@ -132,9 +140,18 @@ def _with_every_weight(core: Any, output: Any) -> Any:
 
 
 def _refuse_packing(call: Mapping[str, Any]) -> None:
+    """Raises InputError if a batch is packed, or its mask is not two-dimensional."""
     mask, positions = call.get("attention_mask"), call.get("position_ids")
     lengths = [name for name in call if name.startswith("cu_seq_lens") and call[name] is not None]
-    restarts = isinstance(positions, torch.Tensor) and mask is None and bool((positions.diff(dim=-1) < 0).any())
+    if isinstance(positions, torch.Tensor) and positions.ndim == 3:  # rows and columns of a picture start again too
+        positions = positions[0] if len(positions) == 4 else None
+    restarts = False
+    if isinstance(positions, torch.Tensor):
+        back = positions.diff(dim=-1) < 0
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] > back.shape[1]:
+            own = mask[:, -back.shape[1] - 1 :].bool()
+            back = back & own[:, 1:] & own[:, :-1]
+        restarts = bool(back.any())
     if lengths or restarts:
         raise InputError(
             "several prompts are packed into one row (padding-free training), but what a compressor learns trains on "
@@ -150,13 +167,16 @@ def _refuse_packing(call: Mapping[str, Any]) -> None:
 
 def _shortened(host: Host, core: Any, config: QuickPrefillConfig, row: Row, geometry: Geometry) -> _Short:
     grids = [video.grid for video in row.videos]
+    check_slices(config, grids)
     spans = find_videos(row.ids, host.video_token_id(core), grids, host.closing_placeholders)
     text, tail = TextEmbedder(host, core, row), spans[-1].stop if spans else 0
     question = None
     if config.compressor is not None and config.compressor.uses_question:
         question = text(torch.arange(tail, len(row.ids))).embeds[:, : geometry.hidden]
     recorder = Recorder(device=geometry.devices[-1])
-    encoder = Encoder(row, config, host.frames_per_slice(core), geometry.hidden, question, weights_of(core), recorder)
+    encoder = Encoder(
+        row, config, host.frames_per_slice(core), geometry.hidden, question, weights_of(core), recorder, training=True
+    )
     parts = [part for span in spans for part in _parts(encoder, span, text)]
     rest = torch.arange(tail, len(row.ids))
     after = text(rest)

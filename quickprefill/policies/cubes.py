@@ -7,6 +7,7 @@ is the rank, so that nothing has to be trained; what can be learned starts from 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,14 +15,10 @@ import torch
 
 from quickprefill.errors import ConfigError
 from quickprefill.policies.base import Compressor
+from quickprefill.policies.shared.cube_gate import Chosen, gate_bytes, highest, straight_through
+from quickprefill.policies.shared.cube_resampler import resampler_bytes
 from quickprefill.policies.shared.cutting import cell_centres, cell_shape, cube_means, momenta, pooled
-from quickprefill.policies.shared.learned_cubes import (
-    Chosen,
-    CubesWeights,
-    gate_bytes,
-    resampler_bytes,
-    straight_through,
-)
+from quickprefill.policies.shared.learned_cubes import CubesWeights
 from quickprefill.policies.shared.segments import wide
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
@@ -64,16 +61,17 @@ class Cubes(Compressor):
 
     def __post_init__(self) -> None:
         frames, tokens = self.frames_per_cube, self.tokens_per_cube
-        if frames is not None and (isinstance(frames, bool) or not 1 <= frames < math.inf):
+        if frames is not None and not _is_number(frames, 1, sys.float_info.max):
             raise ConfigError(f"frames_per_cube must be None or a number >= 1, got {frames!r}")
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ConfigError(f"tokens_per_cube must be None or an integer >= 1, got {tokens!r}")
         for field, allowed in (("gate", ("momentum", "fixed", "learned")), ("resampler", ("mean", "attention"))):
             if getattr(self, field) not in allowed:
                 raise ConfigError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
-        if not 0 < self.alpha <= 1:
+        if not (_is_number(self.alpha, 0, 1) and self.alpha):
             raise ConfigError(f"alpha must be in (0, 1], got {self.alpha!r}")
-        if not 0 < self.temperature < math.inf or not 0 <= self.logit_penalty < math.inf:
+        positive = _is_number(self.temperature, 0, sys.float_info.max) and self.temperature
+        if not positive or not _is_number(self.logit_penalty, 0, sys.float_info.max):
             raise ConfigError(
                 f"temperature must be > 0 and logit_penalty >= 0, got {self.temperature!r} and {self.logit_penalty!r}"
             )
@@ -139,9 +137,9 @@ class Cubes(Compressor):
                 tokens_per_cube make no grid inside a slice's.
         """
         grid = tokens.grid
-        if tokens.num_tokens != grid.num_tokens:
+        if tokens.num_tokens != grid.num_made:
             raise ConfigError(
-                f"Cubes must be the first stage: it averages whole slices, {grid.num_tokens} tokens, but got "
+                f"Cubes must be the first stage: it averages whole slices, {grid.num_made} tokens, but got "
                 f"{tokens.num_tokens}"
             )
         wanted = tokens.num_kept if tokens.num_kept is not None else self.own_count(grid)
@@ -223,9 +221,16 @@ class Cubes(Compressor):
         if gate is None or weights is None:
             return norms, Chosen(means.argsort(descending=True, stable=True)[:number].sort().values.tolist())
         logits = gate(torch.stack(seen), means[1:])
-        if not weights.training:
-            return norms, straight_through(logits.detach(), number)
-        return norms, straight_through(logits, number, weights.noise, self.temperature, self.logit_penalty)
+        if tokens.training and weights.training and any(part.requires_grad for part in gate.parameters()):
+            return norms, straight_through(logits, number, weights.noise, self.temperature, self.logit_penalty)
+        return norms, Chosen(highest(logits, number))
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    """Finite, and in that range."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most and value < math.inf
+    )
 
 
 def _times(tokens: VideoTokens) -> torch.Tensor:

@@ -33,6 +33,8 @@ class VideoTokens:
     """(Q, C) embeddings of the text behind the last video, given where the compressor's `uses_question`."""
     weights: torch.nn.Module | None = field(default=None, repr=False, compare=False)
     """What the compressor's new_weights() made for this model, and training since."""
+    training: bool = False
+    """Whether a loss follows: then what is learned may draw noise and give a thumbnail; a prefill never does."""
     thumbnail: torch.Tensor | None = field(default=None, repr=False, compare=False)
     """(n, C), or wider, n <= N: what a training forward puts before the video, at the positions of its first tokens."""
 

@@ -141,6 +141,14 @@ def test_cubes_have_seconds(model, group_frames):
         model.generate(**make_inputs(prompt(4, Clip((10, 4, 4)), 5)), max_new_tokens=1)
         report = quickprefill.report(model)
     assert report.cubes(fps=4.0) == ((0.0, 1.5), (1.5, 3.0), (3.0, 5.0)), "ten slices of half a second"
-    for wrong in ({"fps": 0.0}, {"fps": 4.0, "video": 1}):
+    for wrong in ({"fps": 0.0}, {"fps": 4.0, "video": 1}, {"fps": 4.0, "prompt": 1}):
         with pytest.raises(InputError, match="patch with trace=True and a compressor"):
             report.cubes(**wrong)
+
+
+def test_cubes_of_each_prompt_of_a_batch(model):
+    batch = make_inputs(prompt(4, Clip((6, 4, 4)), 5), prompt(4, Clip((10, 4, 4)), 5))
+    with torch.no_grad(), quickprefill.patched(model, trace=True, policy=Cubes(8, gate="fixed")):
+        model.generate(**batch, max_new_tokens=1)
+        report = quickprefill.report(model)
+    assert [len(report.cubes(2.0, prompt=number)) for number in range(2)] == [2, 3]

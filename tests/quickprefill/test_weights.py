@@ -82,6 +82,31 @@ def test_patched_puts_the_same_module_back(model, inputs, inside):
     assert torch.equal(answer(model, inputs), before)
 
 
+def test_weights_follow_the_model_through_a_block_without_them(model):
+    model.train()
+    with quickprefill.patched(model, policy="value_norm"):
+        model.eval().to(torch.bfloat16)
+    assert not weights_of(model.model).training
+    assert {part.dtype for part in weights_of(model.model).parameters()} == {torch.bfloat16}
+
+
+def test_a_wrapped_module_comes_back_as_it_was(model):
+    weights = weights_of(model.model)
+    weights.gate.look = torch.nn.Sequential(weights.gate.look)  # as LoRA wraps linear layers
+    with quickprefill.patched(model, policy="value_norm"):
+        pass
+    assert weights_of(model.model) is weights
+
+
+def test_weights_that_lie_elsewhere_are_fetched(model, inputs):
+    """accelerate's hooks bring a module's own weights, so each must be used in a call of its module."""
+    from accelerate import cpu_offload
+
+    expected = answer(model, inputs)
+    cpu_offload(weights_of(model.model), execution_device="cpu")
+    assert torch.equal(answer(model, inputs), expected)
+
+
 def test_patched_alone_leaves_nothing(plain):
     with quickprefill.patched(plain, policy=LEARNED):
         assert weights_of(plain.model) is not None

@@ -26,9 +26,14 @@ def momenta(slices: torch.Tensor, alpha: float) -> Iterator[torch.Tensor]:
     """
     momentum = None
     for number in range(1, len(slices)):
-        change = slices[number].to(wide(slices)) - slices[number - 1]
-        momentum = change if momentum is None else momentum.lerp_(change, alpha)
+        # No name holds a change: it is gone before the next is computed.
+        momentum = _change(slices, number) if momentum is None else momentum.lerp_(_change(slices, number), alpha)
         yield momentum
+
+
+def _change(slices: torch.Tensor, number: int) -> torch.Tensor:
+    """Of a slice against the one before, (P, C) float32 or better."""
+    return slices[number].to(wide(slices)) - slices[number - 1]
 
 
 def cube_means(slices: torch.Tensor, starts: Sequence[int], cells: tuple[int, int]) -> torch.Tensor:

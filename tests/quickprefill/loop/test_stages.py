@@ -71,7 +71,7 @@ def test_compressed_video_equals_the_reference(model, name, parts, keep):
         model,
         inputs,
         positions_of(model, inputs),
-        Rules(2, keep or 1.0, compared_in="group" if slices_at_once else "video"),
+        Rules(2, keep or 1.0, "key_norm", compared_in="group" if slices_at_once else "video"),
         embeds,
     )
     stages = policy if keep is None else (policy, KeyNorm())

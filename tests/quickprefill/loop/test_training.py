@@ -239,3 +239,59 @@ def test_labels_at_placeholders_are_told_of_once(model, caplog):
     assert len(caplog.records) == 1
     assert "labels are set at placeholders of a video" in caplog.text
     assert torch.isfinite(first)
+
+
+def test_what_dropped_tokens_would_have_given_is_refused(model):
+    inputs = labelled(make_inputs(prompt(4, Clip((4, 4, 4)), 5)))
+    for asked in ("output_hidden_states", "output_attentions", "output_router_logits"):
+        with pytest.raises(InputError, match=f"{asked}=True asks for what the pruned tokens would have given"):
+            model(**inputs, **{asked: True})
+
+
+def test_positions_of_a_video_are_no_packing(model, plain):
+    inputs = make_inputs(prompt(4, Clip((8, 4, 4)), 5))
+    expected = model.model(**inputs, use_cache=False).last_hidden_state
+    named = {name: inputs[name] for name in (*PER_COLUMN, "video_grid_thw", "second_per_grid_ts")}
+    positions = plain.model.get_rope_index(**named)[0]
+    without = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    torch.testing.assert_close(model.model(**without, position_ids=positions).last_hidden_state, expected)
+    restarts = torch.arange(inputs["input_ids"].shape[1])[None] % 10
+    with pytest.raises(InputError, match="packed into one row"):
+        model.model(**inputs, position_ids=restarts, use_cache=False)
+
+
+def test_a_tuple_comes_where_one_is_asked_for(model):
+    for parts in (prompt(9), prompt(4, Clip((4, 4, 4)), 5)):
+        output = model.model(**make_inputs(parts), use_cache=False, return_dict=False)
+        assert isinstance(output, tuple) and output[0].requires_grad
+
+
+def test_a_rollout_in_train_mode_draws_no_noise_and_a_frozen_gate_neither(model):
+    inputs = make_inputs(prompt(4, Clip((12, 4, 4)), 5))
+    model.train()
+    weights_of(model.model).noise = 10.0
+    rollouts = [torch.stack(generate(model, inputs).logits) for _ in range(3)]
+    assert all(torch.equal(one, rollouts[0]) for one in rollouts)
+    weights_of(model.model).requires_grad_(False)
+    losses = {model(**labelled(inputs)).loss.item() for _ in range(3)}
+    with torch.no_grad():
+        assert losses == {model(**labelled(inputs)).loss.item()}, "as it is scored, so it trains"
+
+
+@pytest.mark.parametrize("family", [family for family in ("glm4v", "smolvlm", "qwen3_vl") if family in FAMILIES])
+def test_labels_at_placeholders_are_found_in_every_family(family, caplog):
+    inputs = build_inputs(family, prompt(4, Clip((8, 8, 8)), 6))
+    model = quickprefill.apply(FAMILIES[family].model(), policy=LEARNED)
+    model(**labelled(inputs))
+    assert not caplog.records
+    quickprefill.apply(model, policy=LEARNED)
+    model(**inputs, labels=inputs["input_ids"])
+    assert "labels are set at placeholders of a video" in caplog.text
+
+
+def test_a_prompt_without_some_tokens_is_refused():
+    if "video_llama_3" not in FAMILIES:
+        pytest.skip("this transformers has no such model")
+    model = quickprefill.apply(FAMILIES["video_llama_3"].model(), policy=LEARNED)
+    with pytest.raises(InputError, match="policy cubes compares whole slices"):
+        model(**labelled(build_inputs("video_llama_3", prompt(4, Clip((8, 8, 8)), 6))))

@@ -8,7 +8,9 @@ import torch
 
 from quickprefill.errors import ConfigError
 from quickprefill.policies import Cubes
-from quickprefill.policies.shared.learned_cubes import CubesWeights, Resampler, straight_through
+from quickprefill.policies.shared.cube_gate import straight_through
+from quickprefill.policies.shared.cube_resampler import Resampler
+from quickprefill.policies.shared.learned_cubes import CubesWeights
 from quickprefill.prompt.spans import Grid
 from quickprefill.prompt.tokens import VideoTokens
 
@@ -25,8 +27,8 @@ def video(slices=12, rows=2, columns=3, *, width=16, levels=0, num_kept=None, dt
     return VideoTokens(embeds, positions, places, grid, num_kept=num_kept, width=width if levels else None)
 
 
-def compressed(policy, tokens, weights):
-    return policy.compress(VideoTokens(**{**vars(tokens), "weights": weights}))
+def compressed(policy, tokens, weights, training=False):
+    return policy.compress(VideoTokens(**{**vars(tokens), "weights": weights, "training": training}))
 
 
 def stirred(weights, seed=1):
@@ -99,8 +101,10 @@ def test_the_gate_learns_by_its_choice():
     weights = stirred(policy.new_weights(16).train())
     weights.noise = 0.0
     tokens = video(12, num_kept=24)
-    result = compressed(policy, tokens, weights)
-    assert torch.equal(result.embeds, compressed(policy, tokens, weights.eval()).embeds), "only the gradient is new"
+    result = compressed(policy, tokens, weights, training=True)
+    assert torch.equal(result.embeds, compressed(policy, tokens, weights).embeds), "only the gradient is new"
+    assert compressed(policy, tokens, weights).thumbnail is None
+    assert compressed(policy, tokens, weights.eval(), training=True).thumbnail is None
     assert result.thumbnail.shape == (6, 16)
     starts = sorted({int(place) // 6 for place in result.source})
     slices = tokens.embeds.view(12, 6, 16)
@@ -145,10 +149,18 @@ def test_noise_is_logistic_and_only_in_training():
     assert abs((won == 2).double().mean() - expected) < 0.03
     policy = Cubes(gate="learned")
     weights = policy.new_weights(16).eval()
-    cuts = {tuple(compressed(policy, video(30, num_kept=60), weights).source.tolist()) for _ in range(5)}
-    assert len(cuts) == 1
-    weights.train().noise = 5.0
-    assert len({tuple(compressed(policy, video(30, num_kept=60), weights).source.tolist()) for _ in range(5)}) > 1
+    weights.noise = 5.0
+
+    def cuts(training):
+        tokens = video(30, num_kept=60)
+        return len({tuple(compressed(policy, tokens, weights, training).source.tolist()) for _ in range(5)})
+
+    assert cuts(training=True) == 1
+    weights.train()
+    assert cuts(training=False) == 1, "a rollout draws none"
+    assert cuts(training=True) > 1
+    weights.requires_grad_(False)
+    assert cuts(training=True) == 1, "nor what does not learn"
 
 
 def test_a_policy_without_what_it_learns_is_refused():
@@ -168,7 +180,8 @@ def literal_cuts(weights, tokens, cubes, alpha=0.8):
     matrix = {name: parameter.double().tolist() for name, parameter in gate.named_parameters()}
 
     def line(name, vector):
-        pairs = zip(matrix[f"{name}.weight"], matrix[f"{name}.bias"], strict=True)
+        weight = matrix[f"{name}.weight"]
+        pairs = zip(weight, matrix.get(f"{name}.bias", [0.0] * len(weight)), strict=True)
         return [sum(w * x for w, x in zip(row, vector, strict=True)) + bias for row, bias in pairs]
 
     def smooth(x):
