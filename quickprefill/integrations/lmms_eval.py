@@ -2,9 +2,9 @@
 
     python -m lmms_eval --model qwen2_5_vl_quick --model_args pretrained=...,keep=0.25,group_frames=64,stream=True ...
 
-They take the stock model's arguments, every field of QuickPrefillConfig, and `stream` and `resize` of
-quickdecode.register(). lmms-eval finds them through the entry point group "lmms_eval.models"; nothing of its own models
-changes.
+They take the stock model's arguments, every field of QuickPrefillConfig, `adapter` (a folder for load_adapter(), whose
+config holds unless fields are given), and `stream` and `resize` of quickdecode.register(). lmms-eval finds them through
+the entry point group "lmms_eval.models"; nothing of its own models changes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import quickdecode
+from quickprefill.adapters import load_adapter
 from quickprefill.applying import apply, report
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError, InputError, UnsupportedModelError
@@ -65,13 +66,17 @@ def _quick(kind: str, model: str) -> type:
 
     class Quick(stock):
         def __init__(self, *arguments: Any, **options: Any) -> None:
+            adapter, given = options.pop("adapter", None), not FIELDS.keys().isdisjoint(options)
             config, reading = _config(options), _taken(options, _READING)
             quickdecode.register(**reading)
             alone = options.get("device") == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1
             with _as_if_alone(stock) if alone else contextlib.nullcontext():
                 super().__init__(*arguments, **options)
-            apply(self.model, config)
-            _say(f"{model}{SUFFIX}: {config}")
+            if adapter is None:
+                apply(self.model, config)
+            else:
+                load_adapter(self.model, adapter, config if given else None)
+            _say(f"{model}{SUFFIX}: {adapter or config}")
 
         def clean(self) -> None:
             """lmms-eval calls this when all requests are answered."""

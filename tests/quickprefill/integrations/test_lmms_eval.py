@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForImageTextToText
 
 import quickprefill
 from examples.integrations.lmms_eval import make_clips
 from examples.integrations.lmms_eval.compare import compare
 from quickprefill.integrations import lmms_eval as ours
+from quickprefill.policies import Cubes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -79,6 +81,15 @@ def test_answers_at_keep_1_are_the_stock_models(task, checkpoints, model, family
     assert "in 4 groups of 8 frames" in said
     (row,) = compare(task / stock, task / quick)
     assert row.same_answers == row.questions > 10
+
+
+def test_an_adapter_is_loaded(task):
+    checkpoint = ROOT / "examples/tiny-qwen2.5-vl"
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    quickprefill.apply(model, policy=Cubes(frames_per_cube=4, gate="learned", resampler="attention"))
+    folder = quickprefill.save_adapter(model, task / "adapter")
+    said = evaluate(task, "adapter", "qwen2_5_vl_quick", f"pretrained={checkpoint},{PIXELS},adapter={folder}")
+    assert "64 video tokens" in said and "32 entered the decoder" in said
 
 
 @pytest.mark.parametrize("options", [["--batch_size", "4"], []])
