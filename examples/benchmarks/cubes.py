@@ -44,7 +44,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=600, help="test clips of each set")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=3, help="clips in a batch, four questions each")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--work", type=Path, default=Path(".cache/cubes"), help="checkpoints and answers")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args(argv)
