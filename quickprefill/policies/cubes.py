@@ -49,7 +49,7 @@ class Cubes(Compressor):
     slice's. None: a slice's, so that nothing is lost in space."""
     gate: Literal["momentum", "fixed", "learned"] = "momentum"
     """Where cubes begin; "fixed": at equal distances, which is what the momentum has to beat; "learned": where weights
-    say, which start at the momentum's choice (experimental: examples/guides/quality.md has what training did to it)."""
+    say, which start at the momentum's choice (experimental: examples/guides/quality.md has what training gains)."""
     resampler: Literal["mean", "attention"] = "mean"
     """What a cube's tokens are; "attention": weights add to each mean what they find in the cube, at first nothing."""
     alpha: float = 0.8
