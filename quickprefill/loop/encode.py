@@ -5,21 +5,33 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from quickprefill.budget.counts import compressed_count
-from quickprefill.budget.groups import GROUP_TOKENS, group_slices, refills, tower_slices
+from quickprefill.budget.groups import GROUP_TOKENS, check_slices, group_slices, refills, tower_slices
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError
-from quickprefill.hosts.base import Row
+from quickprefill.hosts.base import Host, Row
 from quickprefill.policies import Compressor
 from quickprefill.prompt.pending import PendingVideo
-from quickprefill.prompt.spans import Group, VideoSpan
+from quickprefill.prompt.spans import Group, VideoSpan, find_videos
 from quickprefill.prompt.tokens import VideoTokens
 from quickprefill.reporting import Recorder
 
-__all__ = ["Encoder", "Entering"]
+__all__ = ["Encoder", "Entering", "find_spans"]
+
+
+def find_spans(host: Host, core: Any, config: QuickPrefillConfig, row: Row) -> list[VideoSpan]:
+    """Where a row's videos stand in it.
+
+    Raises:
+        InputError: placeholders do not match the videos, or the policy needs tokens that the prompt leaves out.
+    """
+    grids = [video.grid for video in row.videos]
+    check_slices(config, grids)
+    return find_videos(row.ids, host.video_token_id(core), grids, host.closing_placeholders)
 
 
 @dataclass(frozen=True)

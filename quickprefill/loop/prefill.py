@@ -10,7 +10,6 @@ from transformers.cache_utils import DynamicCache
 
 from quickprefill import versions
 from quickprefill.budget.fit import fitted
-from quickprefill.budget.groups import check_slices
 from quickprefill.budget.plan import Plan, plan_row
 from quickprefill.cache.host_layers import fork, is_prunable
 from quickprefill.cache.layer import PrunedLayer, stored_tokens
@@ -20,11 +19,10 @@ from quickprefill.errors import InputError
 from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.geometry import Geometry
 from quickprefill.loop.collect import Collector, wanted_columns
-from quickprefill.loop.encode import Encoder, Entering
+from quickprefill.loop.encode import Encoder, Entering, find_spans
 from quickprefill.loop.layers import Decoder
 from quickprefill.loop.stretch import Stretch, Text
 from quickprefill.loop.text import TextEmbedder
-from quickprefill.prompt.spans import find_videos
 from quickprefill.reporting import Recorder
 from quickprefill.weights import weights_of
 
@@ -104,9 +102,7 @@ class _Prompt:
     ) -> None:
         self._host, self._core, self._row, self._recorder = host, core, row, recorder
         self._past, self._past_length = cache.layers, cache.get_seq_length()
-        grids = [video.grid for video in row.videos]
-        check_slices(config, grids)
-        self._spans = find_videos(row.ids, host.video_token_id(core), grids, host.closing_placeholders)
+        self._spans = find_spans(host, core, config, row)
         self._tail = self._spans[-1].stop if self._spans else 0
         self._geometry = geometry
         self._text = TextEmbedder(host, core, row)

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from quickprefill.budget.groups import check_slices
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import InputError
 from quickprefill.hosts.base import Host, Row
 from quickprefill.hosts.geometry import Geometry
-from quickprefill.loop.encode import Encoder
+from quickprefill.loop.encode import Encoder, find_spans
 from quickprefill.loop.reasons import output_reason
 from quickprefill.loop.text import TextEmbedder
-from quickprefill.prompt.spans import VideoSpan, find_videos
+from quickprefill.prompt.spans import VideoSpan
 from quickprefill.reporting import Recorder
 from quickprefill.weights import weights_of
 
@@ -48,7 +47,7 @@ class _Short:
     columns: torch.Tensor
     """(n,) the batch column of each row, on the CPU; -1: it has none."""
     ends: list[tuple[int, int]]
-    """For each video whose last column has no row: that column, and the row of its last token."""
+    """For each video whose last column has no row: that column, and the column of its last token."""
 
 
 class Training:
@@ -111,16 +110,13 @@ def _compressed_forward(
     columns = _padded([one.columns for one in short], side, -2)
     mask = (columns != -2).to(embeds.device, torch.long)
     hidden = host.decode(core, embeds, mask, positions)
+    columns = columns.to(hidden.device)
     batch, at = (columns >= 0).nonzero(as_tuple=True)
-    into, taken, targets = [batch], [at], [columns[batch, at]]
-    for row, one in enumerate(short):
-        offset = columns.shape[1] - len(one.columns) if left else 0
-        into.append(torch.full((len(one.ends),), row))
-        taken.append(torch.tensor([offset + end for _, end in one.ends], dtype=torch.long))
-        targets.append(torch.tensor([column for column, _ in one.ends], dtype=torch.long))
-    rows_in, rows_from, rows_to = (torch.cat(parts).to(hidden.device) for parts in (into, taken, targets))
-    out = hidden.new_zeros(*shape, hidden.shape[-1])
-    out = out.index_put((rows_in, rows_to), hidden[rows_in, rows_from])
+    out = hidden.new_zeros(*shape, hidden.shape[-1]).index_put((batch, columns[batch, at]), hidden[batch, at])
+    ends = [(number, *end) for number, one in enumerate(short) for end in one.ends]
+    if ends:
+        batch, closing, last = torch.tensor(ends, device=out.device).T
+        out = out.index_put((batch, closing), out[batch, last])
     return host.output(core, out, None)
 
 
@@ -166,9 +162,7 @@ def _refuse_packing(call: Mapping[str, Any]) -> None:
 
 
 def _shortened(host: Host, core: Any, config: QuickPrefillConfig, row: Row, geometry: Geometry) -> _Short:
-    grids = [video.grid for video in row.videos]
-    check_slices(config, grids)
-    spans = find_videos(row.ids, host.video_token_id(core), grids, host.closing_placeholders)
+    spans = find_spans(host, core, config, row)
     text, tail = TextEmbedder(host, core, row), spans[-1].stop if spans else 0
     question = None
     if config.compressor is not None and config.compressor.uses_question:
@@ -183,14 +177,13 @@ def _shortened(host: Host, core: Any, config: QuickPrefillConfig, row: Row, geom
     parts.append((after.embeds, after.positions, rest))
     device = after.embeds.device
     columns = torch.cat([part[2] for part in parts])
-    ends = [(span.stop - 1, columns.lt(span.stop).logical_and(columns.ge(0))) for span in spans]
-    last_rows = [(column, int(before.nonzero()[-1])) for column, before in ends]
+    ends = [(span.stop - 1, int(columns[columns < span.stop].max())) for span in spans]
     first = int(row.columns[0]) if len(row.columns) else 0
     return _Short(
         embeds=torch.cat([part[0].to(after.embeds) for part in parts]),
         positions=torch.cat([part[1].to(device) for part in parts], dim=1),
         columns=torch.where(columns < 0, columns, columns + first),
-        ends=[(column + first, at) for column, at in last_rows if int(columns[at]) != column],
+        ends=[(closing + first, last + first) for closing, last in ends if last != closing],
     )
 
 
