@@ -219,7 +219,7 @@ class Cubes(Compressor):
             return norms, Chosen([cube * grid.slices // number for cube in range(number)])
         means = norms.mean(dim=1)
         if gate is None or weights is None:
-            return norms, Chosen(means.argsort(descending=True, stable=True)[:number].sort().values.tolist())
+            return norms, Chosen(highest(means[1:], number))
         logits = gate(torch.stack(seen), means[1:])
         if tokens.training and weights.training and any(part.requires_grad for part in gate.parameters()):
             return norms, straight_through(logits, number, weights.noise, self.temperature, self.logit_penalty)
