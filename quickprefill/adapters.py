@@ -17,7 +17,7 @@ from quickprefill.applying import apply, configured
 from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import AdapterError
 from quickprefill.targets import core_of, find_targets
-from quickprefill.weights import NAME, own_weights
+from quickprefill.weights import NAME, own_weights, shapes_wanted
 
 __all__ = ["DESCRIPTION", "WEIGHTS", "load_adapter", "save_adapter"]
 
@@ -99,9 +99,9 @@ def load_adapter(model: _Model, folder: str | Path, config: QuickPrefillConfig |
         config = QuickPrefillConfig.from_dict(description["config"])
     elif config is None:
         config = configured(model, None, {})[2]
-    compressor, width = config.compressor, host.geometry(core).hidden
-    fresh = None if compressor is None else compressor.new_weights(width)
-    if fresh is None:
+    width = host.geometry(core).hidden
+    wanted = shapes_wanted(config, width)
+    if wanted is None:
         raise AdapterError(
             f"{folder} has no {DESCRIPTION} that says with which policy its weights go; give config=, or apply() that "
             f"policy first (now: {config.policies})"
@@ -111,7 +111,7 @@ def load_adapter(model: _Model, folder: str | Path, config: QuickPrefillConfig |
             f"{folder} was trained with a {description['model_type']} of width {description['hidden_size']} "
             f"({description.get('base_model')}), but this model is a {host.model_type} of width {width}"
         )
-    _check(folder, tensors, fresh.state_dict())
+    _check(folder, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, wanted)
     apply(model, config)
     weights = own_weights(core)
     if weights is not None:
@@ -157,18 +157,14 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _check(folder: Path, given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+def _check(folder: Path, given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
     odd = [
-        f"{name}: {_shape(given, name)} in the folder, {_shape(wanted, name)} in this model"
+        f"{name}: {given.get(name, 'absent')} in the folder, {wanted.get(name, 'absent')} in this model"
         for name in sorted({*given, *wanted})
-        if _shape(given, name) != _shape(wanted, name)
+        if given.get(name) != wanted.get(name)
     ]
     if odd:
         raise AdapterError(
             f"{folder} was trained with another model or policy; they differ in {'; '.join(odd[:4])}"
             + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
         )
-
-
-def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
-    return tuple(tensors[name].shape) if name in tensors else "absent"

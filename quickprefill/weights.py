@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -11,9 +10,7 @@ from quickprefill.config import QuickPrefillConfig
 from quickprefill.errors import ConfigError
 from quickprefill.hosts.base import Host
 
-__all__ = ["NAME", "attach", "detach", "needs_a_model", "own_weights", "put_back", "weights_of"]
-
-logger = logging.getLogger("quickprefill")
+__all__ = ["NAME", "attach", "detach", "needs_a_model", "own_weights", "put_back", "shapes_wanted", "weights_of"]
 
 NAME = "quickprefill"
 """The child module of the core."""
@@ -38,27 +35,26 @@ def own_weights(core: Any) -> torch.nn.Module | None:
 
 def needs_a_model(config: QuickPrefillConfig) -> None:
     """Raise ConfigError if a policy has weights, for which a class, or all classes, have no place."""
-    compressor = config.compressor
-    if compressor is not None and compressor.new_weights(_SOME_WIDTH) is not None:
+    if shapes_wanted(config, _SOME_WIDTH) is not None:
         raise ConfigError(
-            f"{compressor!r} has weights, which need a model to live in; call apply(model, ...) with a model, not with "
-            "a class or None"
+            f"{config.compressor!r} has weights, which need a model to live in; call apply(model, ...) with a model, "
+            "not with a class or None"
         )
 
 
 def attach(host: Host, core: Any, config: QuickPrefillConfig) -> None:
     """Give a core the weights that its policy needs: those that it holds, if they fit, else new ones."""
-    compressor = config.compressor
-    geometry = host.geometry(core) if compressor is not None else None
-    fresh = None if compressor is None or geometry is None else compressor.new_weights(geometry.hidden)
-    if fresh is None or geometry is None:
+    if config.compressor is None:
         detach(core)
         return
-    held = own_weights(core)
-    if held is not None and _shapes(held) == _shapes(fresh):
+    geometry, held = host.geometry(core), own_weights(core)
+    wanted = shapes_wanted(config, geometry.hidden)
+    if held is not None and wanted == _shapes(held):
         return
     detach(core)
-    core.add_module(NAME, fresh.to(geometry.vision_device, geometry.dtype).train(core.training))
+    fresh = config.compressor.new_weights(geometry.hidden)
+    if fresh is not None:
+        core.add_module(NAME, fresh.to(geometry.vision_device, geometry.dtype).train(core.training))
 
 
 def detach(core: Any) -> None:
@@ -76,4 +72,12 @@ def put_back(host: Host, core: Any, weights: torch.nn.Module | None) -> None:
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that a module saves."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def shapes_wanted(config: QuickPrefillConfig, width: int) -> dict[str, tuple[int, ...]] | None:
+    """Those of the weights that its policy has for embeddings so wide, none of which is made; None: it has none."""
+    with torch.device("meta"):
+        weights = None if config.compressor is None else config.compressor.new_weights(width)
+    return None if weights is None else _shapes(weights)
