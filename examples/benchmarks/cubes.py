@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import quickprefill
 from examples.benchmarks.cubes_report import plot_curves, plot_example, summarise, table
 from examples.benchmarks.cubes_training import TRAINED, cube_starts, train, true_changes
-from examples.benchmarks.quality import weights_stamp, write_json
+from examples.benchmarks.quality import prepare_work, weights_stamp, write_json
 from examples.needle.clip import through_h264
 from examples.needle.cubes_data import FRAMES, SETS, Prompts, scene
 from examples.needle.tasks import ask
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "weights": weights_stamp(arguments.model),
         "frames": FRAMES,
     }
-    _claim(arguments.work, settings)
+    prepare_work(arguments.work, settings)
     ways: dict[str, Any] = {"unpruned": None}
     curves = {}
     for ratio in arguments.ratios:
@@ -133,16 +133,6 @@ def draw_example(folder: str, ways: dict[str, Cubes | Path | None], path: Path, 
                 patched(model, patch)(**inputs, logits_to_keep=1)
                 cuts[way] = cube_starts(model)
     plot_example(true_changes(own), moved, cuts, path)
-
-
-def _claim(work: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError if the folder holds what other settings made."""
-    file = work / "settings.json"
-    if not file.exists():
-        write_json(file, settings)
-    found = json.loads(file.read_text())
-    if found != settings:
-        raise ValueError(f"{work} was made with {found}, not with {settings}; name another folder with --work")
 
 
 if __name__ == "__main__":
