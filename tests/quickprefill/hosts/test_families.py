@@ -193,3 +193,26 @@ def test_what_takes_the_stock_path_finds_its_features(family, model, caplog):
     with quickprefill.patched(model, keep=0.5):
         assert_same(generate(model, inputs, cache_implementation="static", disable_compile=True), stock)
     assert "stock model, unpruned" in caplog.text
+
+
+BESIDE_US = {
+    "chunked": {"prefill_chunk_size": 8},
+    "hidden states": {"output_hidden_states": True},
+    "beams on a static cache": {"num_beams": 2, "cache_implementation": "static", "disable_compile": True},
+}
+STOCK_CANNOT = (ValueError, IndexError)
+CHUNKS_SILENTLY = ("glm4v", "glm4v_moe", "glm46v", "internvl", "smolvlm")
+"""Where a chunk does not tell that there is a video: GLM's brings no features at all, the others' show pictures."""
+
+
+@pytest.mark.parametrize("way", BESIDE_US)
+def test_what_is_not_for_us_is_the_stock_models_own(family, model, way, caplog):
+    inputs = build_inputs(family, *PROMPTS["one video"])
+    try:
+        stock = generate(model, inputs, **BESIDE_US[way])
+    except STOCK_CANNOT as error:
+        pytest.skip(f"the stock model cannot do it: {error}")
+    with quickprefill.patched(model, keep=0.5):
+        assert_same(generate(model, inputs, **BESIDE_US[way]), stock)
+    if way != "chunked" or family not in CHUNKS_SILENTLY:
+        assert "stock model, unpruned" in caplog.text
